@@ -1,0 +1,304 @@
+"""Settings: dataclasses that state unit and scope of every field, checked when they are built.
+
+"global" means over all workers together, "per rank" means for each worker.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from recgpt import storage
+from recgpt.errors import UserError
+
+Settings = TypeVar("Settings")
+
+_STRICT = ConfigDict(extra="forbid")
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+@dataclass(config=_STRICT)
+class SplitSettings:
+    """How histories are divided into training, validation and test."""
+
+    protocol: Literal["leave_one_out", "time"] = "leave_one_out"
+    """`leave_one_out`: the last item of a user is test, the one before validation. `time`: two instants."""
+    valid_from: int | None = None
+    """Protocol `time`: first instant of validation, in the unit of the log. None: the 80 % quantile of all timestamps."""
+    test_from: int | None = None
+    """Protocol `time`: first instant of test, in the unit of the log. None: the 90 % quantile of all timestamps."""
+
+
+@dataclass(config=_STRICT)
+class UserSettings:
+    """The user module: a vector per user, added to every position."""
+
+    kind: Literal["none", "hashed"] = "hashed"
+    """`none`: the model is not personal. `hashed`: users share `buckets` rows by a hash of their id."""
+    buckets: Positive = 4096
+    """Rows of the user table (global)."""
+    dropout: Rate = 0.5
+    """Probability that a training history is shown with the unknown user (row 0), so that new users are served well."""
+
+
+@dataclass(config=_STRICT)
+class ModelSettings:
+    """The GPT."""
+
+    width: Positive = 64
+    """Size of the item vectors and of the hidden state."""
+    layers: Positive = 2
+    """Number of transformer blocks."""
+    heads: Positive = 2
+    """Attention heads; must divide `width`."""
+    max_history: Positive = 50
+    """Longest input, in items per user, generated ones included; older items are cut off."""
+    dropout: Rate = 0.5
+    """Dropout on the input vectors and after each attention and feed-forward part."""
+    user: UserSettings = Field(default_factory=UserSettings)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+
+
+@dataclass(config=_STRICT)
+class ItemTableSettings:
+    """The item table: rows of item vectors, input and (tied) output of the model."""
+
+    placement: Literal["auto", "replicated", "sharded"] = "auto"
+    """`replicated`: whole on every rank, its optimizer state under ZeRO. `sharded`: rows split over the ranks.
+    `auto`: sharded from `sharded_from_items` items on."""
+    sharded_from_items: Positive = 100_000
+    """Number of items (global) from which `auto` means `sharded`."""
+    loss_block_items: Positive = 4096
+    """Items scored at a time by the full cross-entropy (per rank): bounds its memory at targets x block."""
+
+
+@dataclass(config=_STRICT)
+class OptimizerSettings:
+    """AdamW, for the GPT and for the item table."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """Peak learning rate."""
+    warmup_steps: NotNegative = 100
+    """Optimizer steps of linear warm-up; the rate is constant afterwards."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay per step, times the learning rate."""
+    beta1: Rate = 0.9
+    """Decay of the running mean of gradients."""
+    beta2: Rate = 0.98
+    """Decay of the running mean of squared gradients."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the denominator."""
+
+
+@dataclass(config=_STRICT)
+class DataSettings:
+    """Batches and their order."""
+
+    tokens_per_batch: Positive = 512
+    """Real interactions in a step (global: the sum over all ranks)."""
+    lanes: Positive = 4
+    """Independent streams of histories (global). Each rank takes an equal share of them; the batches depend
+    on the lanes, not on the number of workers. At least the number of workers."""
+    shuffle_window_users: Positive = 65_536
+    """Users that are shuffled together in memory (per lane)."""
+    split: SplitSettings = Field(default_factory=SplitSettings)
+
+
+@dataclass(config=_STRICT)
+class ValidationSettings:
+    """What is measured on the validation split after each epoch, and what follows from it."""
+
+    metric: Literal["ndcg@5", "ndcg@10", "ndcg@20", "hit_rate@5", "hit_rate@10", "hit_rate@20"] = "ndcg@10"
+    """The metric that chooses the best checkpoint and stops early."""
+    every_epochs: Positive = 1
+    """Epochs between two validations."""
+    max_users: Positive = 50_000
+    """Users validated at most (global), spread evenly over the dataset."""
+
+
+@dataclass(config=_STRICT)
+class StageSettings:
+    """One training stage."""
+
+    max_epochs: Positive = 100
+    """Epochs at most."""
+    patience: Positive = 6
+    """Validations without a new best after which the stage ends."""
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+
+
+@dataclass(config=_STRICT)
+class PromptSettings:
+    """Prompt-tuning: where generated items (segment 1) stand in a training history."""
+
+    interleaved_share: Rate = 0.25
+    """Share of histories in which each real item is followed by one generated item."""
+    last_share: Rate = 0.25
+    """Share of histories in which the last `last_items` inputs are replaced by generated ones. The rest stays plain."""
+    last_items: Positive = 1
+    """How many inputs the `last` placement replaces."""
+
+
+@dataclass(config=_STRICT)
+class RecallSettings:
+    """Autoregressive recall at generation and evaluation."""
+
+    k: Positive = 20
+    """Candidates per user."""
+    quotas: tuple[Positive, ...] = (18, 2)
+    """Candidates taken by each recall step; their sum is `k`."""
+    batch_users: Positive = 256
+    """Users in a batch (per actor)."""
+    block_items: Positive = 65_536
+    """Items scored at a time (per actor)."""
+    keep_seen: bool = False
+    """True: items of the history may be candidates again."""
+
+    def __post_init__(self) -> None:
+        if sum(self.quotas) != self.k:
+            raise ValueError(f"quotas {list(self.quotas)} sum to {sum(self.quotas)}, not to k={self.k}")
+
+
+@dataclass(config=_STRICT)
+class TrainSettings:
+    """Everything that `recgpt train` can be told."""
+
+    seed: NotNegative = 0
+    """Seed of weights, order and dropout."""
+    workers: Positive = 1
+    """Number of training processes (global)."""
+    threads_per_worker: Positive = 1
+    """CPU threads of each worker (per rank)."""
+    stages: tuple[Literal["pretrain", "prompt_tune"], ...] = ("pretrain", "prompt_tune")
+    """Stages to run, in this order."""
+    deepspeed: str = "zero1"
+    """Name of a file in deepspeed_configs/ without .json, or a path to one."""
+    checkpoint_every_steps: Positive = 1000
+    """Optimizer steps between two checkpoints; one is also written after each epoch."""
+    keep_checkpoints: Positive = 2
+    """Newest checkpoints kept, besides the best one."""
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    item_table: ItemTableSettings = Field(default_factory=ItemTableSettings)
+    data: DataSettings = Field(default_factory=DataSettings)
+    pretrain: StageSettings = Field(default_factory=StageSettings)
+    prompt_tune: StageSettings = Field(
+        default_factory=lambda: StageSettings(
+            max_epochs=10, patience=3, optimizer=OptimizerSettings(learning_rate=2e-4)
+        )
+    )
+    prompts: PromptSettings = Field(default_factory=PromptSettings)
+    validation: ValidationSettings = Field(default_factory=ValidationSettings)
+    recall: RecallSettings = Field(default_factory=RecallSettings)
+
+    def __post_init__(self) -> None:
+        if self.data.lanes < self.workers:
+            raise ValueError(f"data.lanes={self.data.lanes} is less than workers={self.workers}")
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """Settings as nested plain dictionaries, fit for JSON and YAML."""
+    return TypeAdapter(type(settings)).dump_python(settings, mode="json")
+
+
+def from_dict(kind: type[Settings], values: dict[str, Any], where: str) -> Settings:
+    """Build settings from nested dictionaries; ``where`` names their origin in the error.
+
+    Raises ``UserError`` for an unknown key (naming the nearest known one) or a wrong value.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_problem(kind, error)}") from None
+
+
+def load_train_settings(path: str | None, overrides: Sequence[str] = ()) -> TrainSettings:
+    """Settings from a YAML file (path, URL, or the name of a shipped one) and ``KEY=VALUE`` overrides.
+
+    Raises ``UserError`` for a missing file, an unknown key or a wrong value.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _read_yaml(shipped_file("configs", path, ".yaml"))
+    for override in overrides:
+        _apply_override(values, override)
+    return from_dict(TrainSettings, values, " and ".join(filter(None, [path, "--set" if overrides else None])) or "settings")
+
+
+def shipped_file(folder: str, name: str, suffix: str) -> str:
+    """The path of ``name``: itself if it exists or looks like a path, else the shipped file of that name.
+
+    Raises ``UserError`` if neither is there.
+    """
+    if storage.exists(name):
+        return name
+    package = Path(__file__).parent
+    for root in (package, package.parent):  # inside an installed package, beside it in a checkout
+        candidate = root / folder / (name.removesuffix(suffix) + suffix)
+        if candidate.exists():
+            return str(candidate)
+    known = sorted(
+        file.stem for root in (package, package.parent) for file in (root / folder).glob("*" + suffix)
+    )
+    raise UserError(f"{name}: no such file, and no shipped one of that name; shipped are {', '.join(known)}")
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(storage.read_bytes(path))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected settings as KEY: VALUE, found a {type(values).__name__}")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set {override}: expected KEY=VALUE, for example model.width=128")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {override}: {parent} holds a value, not further settings")
+    try:
+        values[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: {text!r} is not a valid YAML value") from None
+
+
+def _first_problem(kind: Any, error: ValidationError) -> str:
+    problem = error.errors()[0]
+    location = [part for part in problem["loc"] if isinstance(part, str)]
+    key = ".".join(location) or "settings"
+    if problem["type"] == "unexpected_keyword_argument":
+        nearest = difflib.get_close_matches(key, known_keys(kind), n=1, cutoff=0.0)
+        return f"unknown setting {key}; the nearest known one is {nearest[0]}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not location:
+        return message
+    given = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
+    return f"{key}: {message}{given}"
+
+
+def known_keys(kind: Any, prefix: str = "") -> list[str]:
+    """All dotted keys that settings of this kind know."""
+    keys = []
+    for field in fields(kind):
+        key = prefix + field.name
+        nested = is_dataclass(field.type)
+        keys += known_keys(field.type, key + ".") if nested else [key]
+    return keys

@@ -1,0 +1,1 @@
+"""Collectives and what is sharded over ranks: the item table and its optimizer."""

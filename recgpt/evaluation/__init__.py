@@ -1,0 +1,1 @@
+"""Protocol, metrics, baselines and their report."""

@@ -1,0 +1,157 @@
+"""The GPT body: from item vectors to interest vectors. It knows no item table, device or rank.
+
+Shapes: T tokens of B histories laid end to end, D width. A token's input is
+item vector + user vector + position vector + segment vector (Zhang et al. 2024, section 3).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recgpt.config import ModelSettings
+from recgpt.model.attention import CausalSelfAttention, KeyValueCache, Layout
+
+INIT_STANDARD_DEVIATION = 0.02
+
+
+@dataclass
+class HistoryState:
+    """What recall keeps of each encoded history so that one more item costs one position."""
+
+    caches: list[KeyValueCache]  # one per layer
+    next_position: Tensor  # int64 [B]
+    user_row: Tensor  # int64 [B]
+
+
+class FeedForward(nn.Sequential):
+    """Position-wise two-layer network, four times as wide inside."""
+
+    def __init__(self, width: int):
+        super().__init__(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, settings: ModelSettings):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(settings.width)
+        self.attention = CausalSelfAttention(settings.width, settings.heads)
+        self.feed_forward_norm = nn.LayerNorm(settings.width)
+        self.feed_forward = FeedForward(settings.width)
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        return self._finish(x_TD, self.attention(self.attention_norm(x_TD), layout))
+
+    def prefill(self, x_TD: Tensor, layout: Layout, extra: int) -> tuple[Tensor, KeyValueCache]:
+        attended_TD, cache = self.attention.prefill(self.attention_norm(x_TD), layout, extra)
+        return self._finish(x_TD, attended_TD), cache
+
+    def extend(self, x_BD: Tensor, position_B: Tensor, cache: KeyValueCache) -> Tensor:
+        return self._finish(x_BD, self.attention.extend(self.attention_norm(x_BD), position_B, cache))
+
+    def _finish(self, x_TD: Tensor, attended_TD: Tensor) -> Tensor:
+        x_TD = x_TD + self.dropout(attended_TD)
+        return x_TD + self.dropout(self.feed_forward(self.feed_forward_norm(x_TD)))
+
+
+class GPT(nn.Module):
+    """Causal decoder over one user's item vectors; its output at each position is an interest vector."""
+
+    def __init__(self, settings: ModelSettings):
+        super().__init__()
+        self.settings = settings
+        self.position = nn.Embedding(settings.max_history, settings.width)
+        self.segment = nn.Embedding(2, settings.width)
+        self.user: nn.Embedding | None = None
+        if settings.user.kind == "hashed":
+            self.user = nn.Embedding(settings.user.buckets + 1, settings.width)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.layers))
+        self.final_norm = nn.LayerNorm(settings.width)
+        self.apply(_initialise)
+
+    def forward(
+        self,
+        item_TD: Tensor,
+        layout: Layout,
+        user_row_B: Tensor,
+        segment_T: Tensor | None = None,
+        position_T: Tensor | None = None,
+    ) -> Tensor:
+        """Interest vectors [T, D] at every token.
+
+        Args:
+            item_TD: item vectors from the item table.
+            layout: where each token stands.
+            user_row_B: int64, from ``user_rows``.
+            segment_T: int64, 0 real or 1 generated; all real if not given.
+            position_T: int64 below ``max_history``; the place in ``layout`` if not given.
+        """
+        x_TD = self._embed(item_TD, layout, user_row_B, segment_T, position_T)
+        for block in self.blocks:
+            x_TD = block(x_TD, layout)
+        return self.final_norm(x_TD)
+
+    def prefill(
+        self, item_TD: Tensor, layout: Layout, user_row_B: Tensor, extra: int
+    ) -> tuple[Tensor, HistoryState]:
+        """Interest vectors [B, D] after each history, and the state to append up to ``extra`` items.
+
+        No history may be empty, and ``layout.longest + extra`` may not exceed ``max_history``.
+        """
+        assert layout.longest + extra <= self.settings.max_history, "no room to append generated items"
+        x_TD = self._embed(item_TD, layout, user_row_B, None, None)
+        caches = []
+        for block in self.blocks:
+            x_TD, cache = block.prefill(x_TD, layout, extra)
+            caches.append(cache)
+        last_B = layout.offsets[1:] - 1
+        return self.final_norm(x_TD[last_B]), HistoryState(caches, layout.offsets.diff(), user_row_B)
+
+    def extend(self, item_BD: Tensor, segment: int, state: HistoryState) -> Tensor:
+        """Append one item to each history and return the next interest vectors [B, D]; updates ``state``."""
+        segment_B = torch.full_like(state.next_position, segment)
+        x_BD = self._sum_inputs(item_BD, state.user_row, segment_B, state.next_position)
+        for block, cache in zip(self.blocks, state.caches, strict=True):
+            x_BD = block.extend(x_BD, state.next_position, cache)
+        state.next_position = state.next_position + 1
+        return self.final_norm(x_BD)
+
+    def user_rows(self, user_hash_B: Tensor) -> Tensor:
+        """Rows of the user table, int64 [B] in 1..buckets, from user hashes (int64 [B]).
+
+        Without a user module all are ``UNKNOWN_USER``.
+        """
+        if self.user is None:
+            return torch.zeros_like(user_hash_B)
+        return user_hash_B.remainder(self.settings.user.buckets) + 1
+
+    def _embed(
+        self,
+        item_TD: Tensor,
+        layout: Layout,
+        user_row_B: Tensor,
+        segment_T: Tensor | None,
+        position_T: Tensor | None,
+    ) -> Tensor:
+        position_T = layout.position if position_T is None else position_T
+        segment_T = torch.zeros_like(layout.position) if segment_T is None else segment_T
+        return self._sum_inputs(item_TD, user_row_B[layout.row], segment_T, position_T)
+
+    def _sum_inputs(
+        self, item_TD: Tensor, user_row_T: Tensor, segment_T: Tensor, position_T: Tensor
+    ) -> Tensor:
+        x_TD = item_TD + self.position(position_T) + self.segment(segment_T)
+        if self.user is not None:
+            x_TD = x_TD + self.user(user_row_T)
+        return self.dropout(x_TD)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=INIT_STANDARD_DEVIATION)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

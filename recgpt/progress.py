@@ -1,0 +1,39 @@
+"""Progress with rate and ETA: one live bar on a terminal, a plain line now and then elsewhere."""
+
+import sys
+from typing import TextIO
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class _Lines:
+    """A text stream on which tqdm's redraws become separate plain lines."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        line = text.replace("\r", "").strip()
+        if line:
+            self._stream.write(line + "\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def progress_bar(description: str, total: int | None, unit: str) -> tqdm:
+    """A tqdm bar on stderr; ``update(n)`` counts units, ``set_postfix(loss=...)`` adds figures."""
+    if sys.stderr.isatty():
+        return tqdm(desc=description, total=total, unit=unit, unit_scale=True, dynamic_ncols=True)
+    return tqdm(
+        desc=description,
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        file=_Lines(sys.stderr),
+        mininterval=SECONDS_BETWEEN_LINES,
+        bar_format="{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+        maxinterval=SECONDS_BETWEEN_LINES,
+    )

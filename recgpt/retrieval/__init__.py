@@ -1,0 +1,1 @@
+"""Autoregressive recall: from a trained model to candidate lists."""
