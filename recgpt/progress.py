@@ -28,12 +28,12 @@ def progress_bar(description: str, total: int | None, unit: str) -> tqdm:
     if sys.stderr.isatty():
         return tqdm(desc=description, total=total, unit=unit, unit_scale=True, dynamic_ncols=True)
     return tqdm(
-        desc=description,
+        desc=f"{description}: ",  # as tqdm's set_description leaves it
         total=total,
         unit=unit,
         unit_scale=True,
         file=_Lines(sys.stderr),
         mininterval=SECONDS_BETWEEN_LINES,
-        bar_format="{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+        bar_format="{desc}{n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
         maxinterval=SECONDS_BETWEEN_LINES,
     )

@@ -33,4 +33,6 @@ CANDIDATES_SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"  # written last: a folder without it is not finished
 VOCABULARY_FILE = "vocabulary.parquet"
 HISTORIES_FOLDER = "histories"
-SUCCESS_FILE = "_SUCCESS"
+# Beside candidates: readers of Parquet folders skip names that begin with an underscore.
+CANDIDATES_MANIFEST_FILE = "_manifest.json"
+SUCCESS_FILE = "_SUCCESS"  # written last of all

@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 
 from recgpt.errors import UserError
-from recgpt.schema import MANIFEST_FILE
+from recgpt.schema import MANIFEST_FILE, SUCCESS_FILE
 
 
 def join(url: str, *parts: str) -> str:
@@ -98,6 +98,11 @@ def write_json(url: str, value: Any) -> None:
     write_bytes(url, (json.dumps(value, indent=2) + "\n").encode())
 
 
+def checksum_of(data: bytes) -> str:
+    """SHA-256 of bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def checksum(url: str) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
@@ -126,6 +131,7 @@ def staged_output(url: str, overwrite: bool) -> Iterator[str]:
     """
     check_output_is_free(url, overwrite)
     if not is_local(url):
+        remove(join(url, SUCCESS_FILE))
         remove(join(url, MANIFEST_FILE))
         remove(url)
         yield url

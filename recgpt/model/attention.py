@@ -61,6 +61,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
+        self.head_width = width // heads
         self.query_key_value = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
@@ -76,21 +77,25 @@ class CausalSelfAttention(nn.Module):
 
     def extend(self, x_BD: Tensor, position_B: Tensor, cache: KeyValueCache) -> Tensor:
         """One more token per history, at ``position_B`` (int64); writes into the cache."""
-        batch = len(x_BD)
-        query_BHK, key_BHK, value_BHK = self.query_key_value(x_BD).view(batch, 3, self.heads, -1).unbind(1)
-        rows = torch.arange(batch, device=x_BD.device)
+        query_BHK, key_BHK, value_BHK = self.query_key_value(x_BD).view(-1, 3, self.heads, self.head_width).unbind(1)
+        rows = torch.arange(len(x_BD), device=x_BD.device)
         cache.key_BHSK[rows, :, position_B] = key_BHK
         cache.value_BHSK[rows, :, position_B] = value_BHK
         slots = torch.arange(cache.key_BHSK.shape[2], device=x_BD.device)
         visible_B11S = (slots <= position_B[:, None])[:, None, None, :]
-        attended_BH1K = F.scaled_dot_product_attention(
-            query_BHK[:, :, None], cache.key_BHSK, cache.value_BHSK, attn_mask=visible_B11S
-        )
-        return self.output(attended_BH1K.reshape(batch, -1))
+        attended_BH1K = _attention(query_BHK[:, :, None], cache.key_BHSK, cache.value_BHSK, visible_B11S)
+        return self.output(attended_BH1K.reshape(x_BD.shape))
 
     def _attend(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-        qkv_BL3HK = layout.pad(self.query_key_value(x_TD).view(len(x_TD), 3, self.heads, -1))
+        qkv_BL3HK = layout.pad(self.query_key_value(x_TD).view(-1, 3, self.heads, self.head_width))
         query_BHLK, key_BHLK, value_BHLK = (part.transpose(1, 2) for part in qkv_BL3HK.unbind(2))
-        attended_BHLK = F.scaled_dot_product_attention(query_BHLK, key_BHLK, value_BHLK, is_causal=True)
-        attended_TD = layout.unpad(attended_BHLK.transpose(1, 2)).reshape(len(x_TD), -1)
+        attended_BHLK = _attention(query_BHLK, key_BHLK, value_BHLK, visible=None)
+        attended_TD = layout.unpad(attended_BHLK.transpose(1, 2)).reshape(x_TD.shape)
         return attended_TD, key_BHLK, value_BHLK
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
+    """Attention to the visible slots; causal if ``visible`` is None. All [B, H, ..., K]."""
+    if not len(query):
+        return query + 0 * (key + value).sum()  # PyTorch's kernels refuse a batch without histories
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=visible is None)

@@ -4,6 +4,7 @@ A folder with ``model.json`` (written last), ``gpt.safetensors`` and the item ta
 ``item_table-00000.safetensors`` ..., each holding one tensor ``rows`` [rows, D].
 """
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from recgpt.errors import UserError
 from recgpt.model.gpt import GPT
 from recgpt.schema import MODEL_SCHEMA_VERSION
 
+EXPORT_FOLDER = "model"  # inside a run
 INFO_FILE = "model.json"
 GPT_FILE = "gpt.safetensors"
 
@@ -64,6 +66,32 @@ def save_model(url: str, info: ModelInfo, gpt: dict[str, Tensor], row_ranges: It
         "item_table": ranges,
     }
     storage.write_json(storage.join(url, INFO_FILE), description)
+
+
+def find_model(url: str) -> str:
+    """The exported model of a run folder, or ``url`` itself if it is an exported model.
+
+    Raises ``UserError`` if there is neither.
+    """
+    url = storage.absolute(url)
+    for candidate in (storage.join(url, EXPORT_FOLDER), url):
+        if storage.exists(storage.join(candidate, INFO_FILE)):
+            return candidate
+    raise UserError(f"{url}: no trained model here; give a folder that `recgpt train` has finished")
+
+
+def read_info(url: str) -> ModelInfo:
+    """The description of an exported model, without its weights. Raises ``UserError`` as ``load_model``."""
+    where = storage.join(url, INFO_FILE)
+    return _read_info(storage.read_json(where), where)
+
+
+def model_fingerprint(url: str) -> str:
+    """SHA-256, in hexadecimal, over the names and contents of an exported model's files."""
+    description = storage.read_json(storage.join(url, INFO_FILE))
+    files = [INFO_FILE, GPT_FILE, *(part["file"] for part in description["item_table"])]
+    lines = [f"{storage.checksum(storage.join(url, file))}  {file}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def load_model(url: str) -> tuple[ModelInfo, GPT, Tensor]:

@@ -1,0 +1,47 @@
+"""The console script `recgpt`: collects the verbs."""
+
+from typing import Annotated
+
+import typer
+
+from ray_jobs import evaluate, generate, prepare, quickstart, train
+from ray_jobs.command_line import new_app
+from ray_jobs.runtime import run_command
+from recgpt import __version__
+
+app = new_app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"recgpt {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def recgpt(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Generative recommendation over item ids: from interaction logs to candidates per user.
+
+    Start with `recgpt quickstart`. With a log of your own: `recgpt prepare`, `recgpt train`,
+    `recgpt generate`, `recgpt evaluate`.
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for module in (prepare, train, generate, evaluate, quickstart):
+    app.command(module.__name__.rsplit(".", 1)[-1])(module.command)
+
+
+def main() -> None:
+    run_command(app)
+
+
+if __name__ == "__main__":
+    main()

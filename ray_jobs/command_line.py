@@ -1,0 +1,97 @@
+"""What the verbs share on the command line: parsing, and the options that mean the same everywhere."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+
+from recgpt.errors import UserError
+
+# Options that take one or more values: `--input a b` means `--input a --input b`.
+OPTIONS_WITH_VALUES = ("--input", "--set")
+
+DatasetOption = Annotated[
+    str,
+    typer.Option(
+        "--dataset", metavar="DATASET", help="Dataset folder made by `recgpt prepare` (path or s3:// URL)."
+    ),
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="RUN",
+        help="Run folder made by `recgpt train`, or a bare exported model (path or s3:// URL).",
+    ),
+]
+OutputOption = Annotated[
+    str,
+    typer.Option(
+        "--output",
+        metavar="FOLDER",
+        help="Folder to write (path or s3:// URL); it appears only once it is whole.",
+    ),
+]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace what --output already holds; without it, a folder that is not empty is refused.",
+    ),
+]
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error, not only its one line.")
+]
+
+
+def verb_app(command: Callable[..., None]) -> typer.Typer:
+    """A command line with one verb; its help is the docstring of ``command``, in Markdown."""
+    app = new_app()
+    app.command()(command)
+    return app
+
+
+def new_app() -> typer.Typer:
+    """A Typer without shell completion and without tracebacks of its own."""
+    return typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+
+
+def invoke(app: typer.Typer) -> None:
+    """Parse ``sys.argv`` and run the verb. Raises ``UserError`` for a mistake in the command line itself."""
+    try:
+        status = app(args=one_value_per_option(sys.argv[1:]), standalone_mode=False)
+    except typer.Abort:
+        sys.exit(130)
+    except Exception as error:
+        # Newer releases of typer carry a click of their own, so that there is no one class to catch.
+        if not hasattr(error, "format_message"):
+            raise
+        raise UserError(f"{' '.join(error.format_message().split())} (see --help)") from None
+    if status:
+        sys.exit(status)
+
+
+def one_value_per_option(arguments: Sequence[str]) -> list[str]:
+    """Repeat the name of an option with several values before each of them, so that shell patterns work.
+
+    ``--input a b --output c`` becomes ``--input a --input b --output c``. The verbs take no
+    positional arguments, so what follows such an option is a value of it until the next option.
+    """
+    expanded: list[str] = []
+    option: str | None = None
+    values = 0
+    for argument in arguments:
+        if argument.startswith("-"):
+            option = argument if argument in OPTIONS_WITH_VALUES else None
+            values = 0
+        elif option is not None:
+            expanded += [option] if values else []
+            values += 1
+        expanded.append(argument)
+    return expanded

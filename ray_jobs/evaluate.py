@@ -1,0 +1,229 @@
+"""`recgpt evaluate`: how well a trained model finds held-out items, beside two baselines."""
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ray_jobs.actor_pool import run_on_actors
+from ray_jobs.command_line import DatasetOption, DebugOption, ModelOption, verb_app
+from ray_jobs.runtime import run_command, start_ray
+from recgpt.errors import UserError
+from recgpt.progress import progress_bar
+
+if TYPE_CHECKING:
+    from recgpt.config import RecallSettings, SplitSettings
+    from recgpt.data.dataset import HistoryDataset
+    from recgpt.evaluation.protocol import HeldOutPart, UserRange
+    from recgpt.retrieval.autoregressive import AutoregressiveRecall
+
+USERS_PER_TASK = 1024
+
+
+def command(
+    model: ModelOption,
+    dataset: DatasetOption,
+    split: Annotated[
+        Literal["test", "valid"],
+        typer.Option(help="Held-out items to find. Choose settings on `valid`; read `test` once."),
+    ] = "test",
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Write the metrics here, too (path or s3:// URL)."),
+    ] = None,
+    actors: Annotated[
+        int,
+        typer.Option(min=1, help="Processes that score users, each on one CPU with a copy of the model."),
+    ] = 1,
+    baselines: Annotated[
+        bool, typer.Option(help="Also measure popularity and an item-to-item Markov chain on the same split.")
+    ] = True,
+    debug: DebugOption = False,
+) -> None:
+    """Measure hit rate, NDCG and MRR of a trained model on held-out items, as it serves them.
+
+    Each user's held-out item is looked for in the list that autoregressive recall makes of the
+    items before it. All items compete, except those that the user has already seen. The split
+    is the one that the model was trained with.
+
+    Example: `recgpt evaluate --model runs/beauty --dataset data/beauty --json metrics.json`
+    """
+    from recgpt.evaluation.report import print_result
+
+    print_result(
+        run_evaluate(model, dataset, split=split, json_file=json_file, actors=actors, baselines=baselines)
+    )
+
+
+def run_evaluate(
+    model: str,
+    dataset: str,
+    *,
+    split: "HeldOutPart" = "test",
+    json_file: str | None = None,
+    actors: int = 1,
+    baselines: bool = True,
+) -> dict[str, Any]:
+    """Evaluate a model; returns, and with ``json_file`` also writes, the metrics and what they belong to.
+
+    At the top level stand ``num_users`` and the metrics (see ``recgpt.evaluation.metrics``) of the
+    model as served, with its own ``quotas``; under ``one_step`` and ``two_step`` the same for these quotas,
+    under ``baselines`` for ``popularity`` and ``markov`` (none without ``baselines``); further ``split``,
+    ``protocol``, ``k``, ``keep_seen``, ``vocabulary_fingerprint``, ``model`` and ``dataset``.
+
+    Raises ``UserError`` if model and dataset do not belong together, or nobody has a held-out item.
+    """
+    from recgpt import storage
+    from recgpt.data.dataset import HistoryDataset
+    from recgpt.data.sequences import resolve_time_bounds
+    from recgpt.evaluation.metrics import rank_metrics
+    from recgpt.evaluation.protocol import SERVED, recall_variants, user_ranges
+    from recgpt.retrieval.recall_model import model_for_dataset
+
+    histories = HistoryDataset.open(dataset)
+    model_url, info = model_for_dataset(model, histories)
+    resolve_time_bounds(info.split, histories.manifest)  # refuses what cannot be split, before Ray starts
+    variants = recall_variants(info.recall)
+    tasks = user_ranges(histories, USERS_PER_TASK)
+    start_ray(min_cpus=actors + 1)
+    baseline_job = _start_baselines(histories, info.split, split, info.recall) if baselines else None
+    evaluator = (model_url, histories, info.split, split, variants)
+    ranks = _recall_ranks(evaluator, tasks, min(actors, len(tasks)))
+    num_users = len(ranks[SERVED])
+    if not num_users:
+        raise UserError(
+            f"{histories.url}: no user has an item held out in the {split} split, "
+            f"protocol {info.split.protocol}; evaluate on a log with longer histories"
+        )
+    measured = {
+        name: {**rank_metrics(ranks[name]), "num_users": num_users, "quotas": list(variants[name].quotas)}
+        for name in variants
+    }
+    result = {
+        **measured.pop(SERVED),
+        **measured,
+        "baselines": _finish_baselines(baseline_job),
+        "split": split,
+        "protocol": info.split.protocol,
+        "k": info.recall.k,
+        "keep_seen": info.recall.keep_seen,
+        "vocabulary_fingerprint": info.vocabulary_fingerprint,
+        "model": model_url,
+        "dataset": histories.url,
+    }
+    if json_file is not None:
+        storage.write_json(storage.absolute(json_file), result)
+    return result
+
+
+class RecallEvaluator:
+    """What runs in an actor: holds the model once and ranks the held-out items of ranges of users."""
+
+    def __init__(
+        self,
+        model_url: str,
+        dataset: "HistoryDataset",
+        split: "SplitSettings",
+        part: "HeldOutPart",
+        variants: "dict[str, RecallSettings]",
+    ):
+        self.model_url = model_url
+        self.dataset = dataset
+        self.split = split
+        self.part = part
+        self.variants = variants
+
+    @cached_property
+    def recalls(self) -> "dict[tuple[int, ...], AutoregressiveRecall]":
+        """The model with each of the quotas; variants that have the same quotas share it."""
+        import torch
+
+        from recgpt.retrieval.autoregressive import AutoregressiveRecall
+        from recgpt.retrieval.recall_model import load_recall
+
+        torch.set_num_threads(1)
+        settings_of = {settings.quotas: settings for settings in self.variants.values()}
+        loaded = load_recall(self.model_url, next(iter(settings_of.values())))
+        return {
+            quotas: AutoregressiveRecall(loaded.gpt, loaded.index, loaded.table_RD, settings)
+            for quotas, settings in settings_of.items()
+        }
+
+    def load(self) -> None:
+        _ = self.recalls
+
+    def ranks(self, users: "UserRange") -> dict[str, Any]:
+        """Ranks, float64 [B], of each variant."""
+        from recgpt.evaluation.protocol import ranks_of_recall, read_held_out
+
+        held_out = read_held_out(self.dataset, users, self.split, self.part)
+        ranks = {quotas: ranks_of_recall(recall, held_out) for quotas, recall in self.recalls.items()}
+        return {name: ranks[settings.quotas] for name, settings in self.variants.items()}
+
+
+def _recall_ranks(evaluator: tuple[Any, ...], tasks: "list[UserRange]", actors: int) -> dict[str, Any]:
+    """Ranks of all users, float64 [U], by variant."""
+    import numpy as np
+
+    pieces: dict[int, dict[str, Any]] = {}
+    num_users = sum(users.end - users.first for users in tasks)
+    with progress_bar("evaluate", num_users, "user") as bar:
+        for number, ranks in run_on_actors(RecallEvaluator, evaluator, "ranks", tasks, actors):
+            pieces[number] = ranks
+            bar.update(tasks[number].end - tasks[number].first)
+    # In the order of the tasks, so that the same model gives the same sums to the last bit.
+    in_order = [pieces[number] for number in sorted(pieces)]
+    return {name: np.concatenate([ranks[name] for ranks in in_order]) for name in in_order[0]}
+
+
+def measure_baselines(
+    dataset: "HistoryDataset", split: "SplitSettings", part: "HeldOutPart", recall: "RecallSettings"
+) -> dict[str, dict[str, float]]:
+    """Metrics of popularity and the Markov chain, in lists as long as the model's; empty without users."""
+    import numpy as np
+
+    from recgpt.evaluation.baselines import count_training, markov_ranks, popularity_ranks
+    from recgpt.evaluation.metrics import rank_metrics
+    from recgpt.evaluation.protocol import read_held_out, training_histories, user_ranges
+
+    counts = count_training(training_histories(dataset, split), dataset.num_items)
+    held_out = (read_held_out(dataset, users, split, part) for users in user_ranges(dataset, USERS_PER_TASK))
+    pieces = [
+        (
+            popularity_ranks(counts, users, recall.k, recall.keep_seen),
+            markov_ranks(counts, users, recall.k, recall.keep_seen),
+        )
+        for users in held_out
+    ]
+    ranks = {"popularity": [first for first, _ in pieces], "markov": [second for _, second in pieces]}
+    joined = {name: np.concatenate([np.empty(0), *parts]) for name, parts in ranks.items()}
+    return {name: rank_metrics(values) for name, values in joined.items() if len(values)}
+
+
+def _start_baselines(
+    dataset: "HistoryDataset", split: "SplitSettings", part: "HeldOutPart", recall: "RecallSettings"
+) -> Any:
+    """Start measuring the baselines in a process of its own, beside the actors."""
+    import ray
+
+    return ray.remote(num_cpus=1)(measure_baselines).remote(dataset, split, part, recall)
+
+
+def _finish_baselines(job: Any) -> dict[str, dict[str, float]]:
+    import ray
+
+    return ray.get(job) if job is not None else {}
+
+
+app = verb_app(command)
+
+
+def main() -> None:
+    run_command(app)
+
+
+if __name__ == "__main__":
+    # Under the module's own name: Ray's workers then import what they run, and need not unpickle it.
+    from ray_jobs import evaluate
+
+    evaluate.main()

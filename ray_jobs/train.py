@@ -1,0 +1,268 @@
+"""`recgpt train`: Ray Train starts the workers, Ray Data streams histories into each of them."""
+
+import sys
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ray_jobs.command_line import DatasetOption, DebugOption, OutputOption, OverwriteOption, verb_app
+from ray_jobs.runtime import configure_ray_data, run_command, start_ray
+from recgpt import storage
+from recgpt.progress import progress_bar
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from recgpt.config import SplitSettings, TrainSettings
+    from recgpt.data.dataset import HistoryDataset
+    from recgpt.data.plan import ReadUnit
+
+# Reading is light: workers hold whole CPUs, and a reader must find room beside them.
+READER_CPUS = 0.25
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def run_train(
+    dataset: str, output: str, settings: "TrainSettings", *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Train a model on a prepared dataset into the folder ``output``; returns the run's manifest.
+
+    An unfinished run in ``output`` is gone on with. Raises ``UserError`` for what the user can put right.
+    """
+    from recgpt.data.dataset import HistoryDataset
+    from recgpt.data.sequences import resolve_time_bounds
+    from recgpt.training import run_folder
+    from recgpt.training.engine import read_deepspeed_config
+
+    histories = HistoryDataset.open(dataset)
+    resolve_time_bounds(settings.data.split, histories.manifest)
+    read_deepspeed_config(settings.deepspeed)
+    output = storage.absolute(output)
+    fingerprint = histories.manifest.vocabulary_fingerprint
+    folder = run_folder.open_run(output, settings, fingerprint, overwrite)
+    start_ray(min_cpus=settings.workers + 2)
+    stages = _fit(histories, folder, settings)
+    summary = {
+        "dataset": histories.url,
+        "vocabulary_fingerprint": fingerprint,
+        "num_items": histories.num_items,
+        "stages": stages,
+    }
+    run_folder.finish_run(folder, output, summary)
+    return summary
+
+
+def _fit(dataset: "HistoryDataset", folder: str, settings: "TrainSettings") -> dict[str, Any]:
+    import tempfile
+
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= settings.workers
+    board = ray.remote(num_cpus=0)(ProgressBoard).remote()
+    with tempfile.TemporaryDirectory(prefix="recgpt-train-") as bookkeeping:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"dataset": dataset, "folder": folder, "settings": settings, "board": board},
+            scaling_config=ScalingConfig(
+                num_workers=settings.workers, use_gpu=use_gpu, resources_per_worker=_resources(use_gpu)
+            ),
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            run_config=RunConfig(storage_path=bookkeeping, name="train"),
+        )
+        with LiveProgress(board, dataset.num_users):
+            trainer.fit()
+    return ray.get(board.stages.remote())
+
+
+def _resources(use_gpu: bool) -> dict[str, float]:
+    return {"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1}
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What each training process does."""
+    import os
+    import warnings
+
+    import ray.train
+
+    from recgpt.data.sequences import resolve_time_bounds
+    from recgpt.training.recorder import Recorder
+    from recgpt.training.trainer import train
+
+    dataset, settings, board = config["dataset"], config["settings"], config["board"]
+    os.environ["OMP_NUM_THREADS"] = str(settings.threads_per_worker)
+    # DeepSpeed calls collectives by names that newer releases of torch call deprecated.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    time_bounds = resolve_time_bounds(settings.data.split, dataset.manifest)
+    configure_ray_data()
+    recorder = Recorder(
+        config["folder"],
+        report=lambda line: board.show.remote(line),
+        epoch_done=lambda metrics: ray.train.report(metrics),
+    )
+    stages = train(
+        settings,
+        dataset,
+        config["folder"],
+        lambda units: _stream(dataset, units, settings.data.split, time_bounds),
+        recorder,
+    )
+    if ray.train.get_context().get_world_rank() == 0:
+        ray.get(board.finish.remote(stages))
+
+
+def _stream(
+    dataset: "HistoryDataset",
+    units: "list[ReadUnit]",
+    split: "SplitSettings",
+    time_bounds: tuple[int, int] | None,
+) -> "Iterable[pa.Table]":
+    """The histories of the units, in their order, read by Ray Data ahead of the training step."""
+    import ray
+
+    from recgpt.data.plan import read_unit
+
+    def read(batch: dict[str, Any]) -> "pa.Table":
+        (number,) = batch["item"]
+        return read_unit(dataset, units[number], split, time_bounds)
+
+    if not units:
+        return ()
+    plan = ray.data.from_items(list(range(len(units))), override_num_blocks=len(units))
+    histories = plan.map_batches(read, batch_size=1, num_cpus=READER_CPUS)
+    return histories.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+
+class ProgressBoard:
+    """An actor that holds what the first worker reported, until the driver shows it."""
+
+    def __init__(self) -> None:
+        self._lines: list[dict[str, Any]] = []
+        self._stages: dict[str, Any] = {}
+
+    def show(self, line: dict[str, Any]) -> None:
+        self._lines.append(line)
+
+    def take_lines(self) -> list[dict[str, Any]]:
+        lines, self._lines = self._lines, []
+        return lines
+
+    def finish(self, stages: dict[str, Any]) -> None:
+        self._stages = stages
+
+    def stages(self) -> dict[str, Any]:
+        return self._stages
+
+
+class LiveProgress:
+    """While it is open, a thread draws a bar for the current epoch and a line for each validation."""
+
+    def __init__(self, board: Any, num_users: int):
+        self._board = board
+        self._num_users = num_users
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import ray
+
+        with progress_bar("train: starting workers", self._num_users, "user") as bar:
+            epoch: tuple[str, int] | None = None
+            done = False
+            while not done:
+                done = self._done.wait(SECONDS_BETWEEN_LOOKS)
+                for line in ray.get(self._board.take_lines.remote()):
+                    if line["kind"] == "validation":
+                        bar.write(_validation_text(line), file=sys.stderr)
+                        continue
+                    if epoch != (line["stage"], line["epoch"]):
+                        epoch = (line["stage"], line["epoch"])
+                        bar.reset(self._num_users)
+                        bar.set_description(f"{line['stage']} epoch {line['epoch'] + 1}", refresh=False)
+                    bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
+                    bar.update(line["users"] - bar.n)
+
+
+def _validation_text(line: dict[str, Any]) -> str:
+    figures = " ".join(f"{key} {value:.4f}" for key, value in line.items() if "@" in key)
+    return f"{line['stage']} after epoch {line['epoch']}, step {line['step']}: {figures}"
+
+
+def command(
+    dataset: DatasetOption,
+    output: OutputOption,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="Settings as YAML: a path, or the name of a shipped file. Default: built-in settings.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", min=1, help="Training processes over all machines. Default: 1."),
+    ] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            "--stages",
+            metavar="NAMES",
+            help="Stages to run, comma-separated. Default: pretrain,prompt_tune.",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override single settings, for example model.width=128 pretrain.max_epochs=20.",
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train a model: auto-regressive pre-training, then prompt-tuning.
+
+    After each epoch the model is measured on the validation split; a stage ends when it no longer
+    improves, and the best checkpoint is exported. The same command goes on with an interrupted run.
+
+    Example: `recgpt train --dataset data/beauty --output runs/beauty --workers 2 --set model.width=128`
+    """
+    from recgpt.config import load_train_settings
+
+    overrides = list(set_ or [])
+    if workers is not None:
+        overrides.append(f"workers={workers}")
+    if stages is not None:
+        overrides.append(f"stages=[{stages}]")
+    summary = run_train(dataset, output, load_train_settings(config, overrides), overwrite=overwrite)
+    for stage, result in summary["stages"].items():
+        best = " ".join(f"{key} {value:.4f}" for key, value in result.items() if "@" in key)
+        print(f"{stage}: best on validation {best} ({result['checkpoint']}, {result['epochs']} epochs)")
+    print(f"run: {output}  next: recgpt evaluate --model {output} --dataset {dataset}")
+
+
+app = verb_app(command)
+
+
+def main() -> None:
+    run_command(app)
+
+
+if __name__ == "__main__":
+    # Under the module's own name: Ray's workers then import what they run, and need not unpickle it.
+    from ray_jobs import train
+
+    train.main()

@@ -1,0 +1,42 @@
+"""Arrow columns as numpy arrays, and back."""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+
+def combine(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """One contiguous array out of a column."""
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def string_bytes(strings: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Offsets int64 [n+1] and UTF-8 bytes uint8 of a string array without nulls, the offsets from 0."""
+    strings = strings.cast(pa.large_string())
+    _, offset_buffer, data_buffer = strings.buffers()
+    if offset_buffer is None or len(strings) == 0:
+        return np.zeros(1, np.int64), np.empty(0, np.uint8)
+    offsets = np.frombuffer(offset_buffer, np.int64)[strings.offset : strings.offset + len(strings) + 1]
+    data = np.frombuffer(data_buffer, np.uint8) if data_buffer else np.empty(0, np.uint8)
+    return offsets - offsets[0], data[offsets[0] : offsets[-1]]
+
+
+def list_arrays(column: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray, npt.NDArray[np.int64]]:
+    """Values [N] and offsets int64 [B+1] of a list column without nulls, the offsets from 0.
+
+    The values share memory with a column of one chunk; they are read-only then.
+    """
+    lists = combine(column)
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    values = lists.values.slice(offsets[0], offsets[-1] - offsets[0])
+    return values.to_numpy(zero_copy_only=False), offsets - offsets[0]
+
+
+def make_lists(values: npt.NDArray, offsets: npt.NDArray[np.int64]) -> pa.ListArray:
+    """A list column from values [N] and offsets [B+1]; N is below 2**31."""
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+
+
+def offsets_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Offsets int64 [B+1] of lists with these lengths [B]."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])

@@ -1,0 +1,104 @@
+"""The frozen map between item ids and dense item indices, with each item's count."""
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recgpt import storage
+from recgpt.data.arrow import combine, string_bytes
+from recgpt.data.hashing import stable_hash
+from recgpt.errors import UserError
+from recgpt.schema import COUNT, ITEM_ID, ITEM_INDEX, VOCABULARY_FILE
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Items in index order: the item at position i has index i + 1; index 0 is padding."""
+
+    item_ids: pa.Array
+    """int64 or string [num_items], distinct."""
+    counts: npt.NDArray[np.int64] = field(compare=False)
+    """Interactions of each item in the prepared dataset, [num_items]."""
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the ids with their type and order."""
+        if pa.types.is_integer(self.item_ids.type):
+            parts = [self.item_ids.to_numpy(zero_copy_only=False).astype("<i8")]
+        else:
+            offsets, data = string_bytes(self.item_ids)
+            parts = [offsets.astype("<i8"), data]
+        digest = hashlib.sha256(f"{self.item_ids.type}:".encode())
+        for part in parts:
+            digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()
+
+    def encode(self, item_ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int32]:
+        """Item indices, int32 [n]; 0 for ids that are unknown or null.
+
+        Raises ``UserError`` if the ids are of another type than the vocabulary's.
+        """
+        if item_ids.type != self.item_ids.type:
+            raise UserError(
+                f"item ids are {item_ids.type} but the vocabulary holds {self.item_ids.type}; "
+                "use a dataset prepared from the same log"
+            )
+        # Nulls match nothing: the vocabulary holds none.
+        position = pc.fill_null(pc.index_in(item_ids, value_set=self.item_ids), -1)
+        if isinstance(position, pa.ChunkedArray):
+            position = position.combine_chunks()
+        return position.to_numpy(zero_copy_only=False).astype(np.int32, copy=False) + np.int32(1)
+
+    def decode(self, item_indices: npt.NDArray[np.integer]) -> pa.Array:
+        """The log's item ids for indices in [0, num_items], any integer dtype [n]; null for index 0."""
+        indices = np.asarray(item_indices).astype(np.int64)
+        return self.item_ids.take(pa.array(indices - 1, mask=indices == 0))
+
+    def save(self, dataset_url: str) -> None:
+        """Write the vocabulary file of a dataset folder."""
+        table = pa.table(
+            {
+                ITEM_ID: self.item_ids,
+                ITEM_INDEX: np.arange(1, self.num_items + 1, dtype=np.int32),
+                COUNT: self.counts,
+            }
+        )
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        storage.write_bytes(storage.join(dataset_url, VOCABULARY_FILE), sink.getvalue().to_pybytes())
+
+    @classmethod
+    def load(cls, dataset_url: str) -> "Vocabulary":
+        """Read the vocabulary file of a dataset folder.
+
+        Raises ``UserError`` if it is missing or damaged.
+        """
+        url = storage.join(dataset_url, VOCABULARY_FILE)
+        try:
+            table = pq.read_table(pa.BufferReader(storage.read_bytes(url)), columns=[ITEM_ID, COUNT])
+        except FileNotFoundError:
+            raise UserError(f"{url}: no such file; run `recgpt prepare` again") from None
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{url}: damaged ({error}); run `recgpt prepare` again") from None
+        counts = table[COUNT].to_numpy().astype(np.int64, copy=False)
+        return cls(combine(table[ITEM_ID]), counts)
+
+
+def vocabulary_order(item_ids: pa.Array) -> pa.Array:
+    """Distinct ids in the order of the vocabulary: by stable hash, ties by id.
+
+    Not by popularity: the item table is sharded in ranges of rows, and popular items shall spread
+    evenly over them.
+    """
+    table = pa.table({"hash": stable_hash(item_ids), ITEM_ID: item_ids})
+    return item_ids.take(pc.sort_indices(table, [("hash", "ascending"), (ITEM_ID, "ascending")]))

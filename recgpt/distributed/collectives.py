@@ -1,0 +1,74 @@
+"""The collectives that the sharded parts need, behind one interface; without a process group, no-ops.
+
+Every call is collective: all ranks must make it, in the same order, also those with nothing to send.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Elementwise sum; in place, and returned."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.SUM)
+    return tensor
+
+
+def max_over_ranks(tensor: Tensor) -> Tensor:
+    """Elementwise maximum; in place, and returned."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor
+
+
+def gather_sizes(size: int, device: torch.device) -> list[int]:
+    """``size`` of every rank, in rank order."""
+    if world_size() == 1:
+        return [size]
+    sizes = torch.empty(world_size(), dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(sizes, torch.tensor([size], device=device))
+    return sizes.tolist()
+
+
+def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
+    """The rows [n_r, ...] of all ranks, concatenated in rank order; ``sizes`` from ``gather_sizes``."""
+    if world_size() == 1:
+        return rows
+    largest = max(sizes)
+    padded = rows.new_zeros(largest, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    gathered = rows.new_empty(world_size() * largest, *rows.shape[1:])
+    dist.all_gather_into_tensor(gathered, padded)
+    return torch.cat([gathered[r * largest : r * largest + size] for r, size in enumerate(sizes)])
+
+
+def exchange_sizes(send_sizes: Tensor) -> Tensor:
+    """How many rows each rank will send to this one: int64 [W] from int64 [W]."""
+    if world_size() == 1:
+        return send_sizes
+    receive_sizes = torch.empty_like(send_sizes)
+    dist.all_to_all_single(receive_sizes, send_sizes)
+    return receive_sizes
+
+
+def exchange_rows(rows: Tensor, send_sizes: list[int], receive_sizes: list[int]) -> Tensor:
+    """All-to-all of rows [sum(send_sizes), ...], ordered by destination; returned ordered by source."""
+    if world_size() == 1:
+        return rows
+    received = rows.new_empty(sum(receive_sizes), *rows.shape[1:])
+    dist.all_to_all_single(received, rows.contiguous(), receive_sizes, send_sizes)
+    return received

@@ -1,0 +1,74 @@
+"""Scoring interest vectors against item rows block by block, without ever holding all scores.
+
+Shapes: T interest vectors, D width, N item rows, P excluded (token, row) pairs, M rows in a block.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recgpt.model.losses import blocks
+
+
+@dataclass
+class ExcludedPairs:
+    """Items that must not be chosen for a token: pair p forbids ``item_P[p]`` to token ``token_P[p]``."""
+
+    token_P: Tensor  # int64
+    item_P: Tensor  # int64; item indices, or rows of a shard
+
+    def with_targets(self, target_T: Tensor) -> "ExcludedPairs":
+        """Also forbid each token its own target, so that rounding cannot count it against itself."""
+        token_T = torch.arange(len(target_T), device=target_T.device)
+        return ExcludedPairs(torch.cat([self.token_P, token_T]), torch.cat([self.item_P, target_T]))
+
+    def ranks(self, above_T: Tensor, target_T: Tensor, worst: int) -> Tensor:
+        """1-based ranks from the number of items above; ``worst`` where the target itself is excluded."""
+        rank_T = above_T + 1
+        rank_T[self.token_P[self.item_P == target_T[self.token_P]]] = worst
+        return rank_T
+
+
+def score_blocks(
+    interest_TD: Tensor, rows_ND: Tensor, first: int, block_items: int, excluded: ExcludedPairs
+) -> Iterator[tuple[int, Tensor]]:
+    """(first row of the block, scores [T, M]) over rows ``first`` onwards; excluded pairs score -inf."""
+    order = excluded.item_P.argsort()
+    item_P, token_P = excluded.item_P[order], excluded.token_P[order]
+    for start, end in blocks(first, len(rows_ND), block_items):
+        scores_TM = interest_TD @ rows_ND[start:end].T
+        bounds = torch.tensor([start, end], device=item_P.device)
+        low, high = torch.searchsorted(item_P, bounds).tolist()
+        scores_TM[token_P[low:high], item_P[low:high] - start] = -torch.inf
+        yield start, scores_TM
+
+
+def best_row(
+    interest_TD: Tensor, rows_ND: Tensor, first: int, block_items: int, excluded: ExcludedPairs
+) -> tuple[Tensor, Tensor]:
+    """The best score [T] and its row (int64 [T]); the lower row wins a tie. Without rows: -inf and row 0."""
+    best_T = interest_TD.new_full((len(interest_TD),), -torch.inf)
+    row_T = torch.zeros(len(interest_TD), dtype=torch.int64, device=interest_TD.device)
+    for start, scores_TM in score_blocks(interest_TD, rows_ND, first, block_items, excluded):
+        block_best_T, block_row_T = scores_TM.max(1)
+        better_T = block_best_T > best_T
+        best_T = torch.where(better_T, block_best_T, best_T)
+        row_T = torch.where(better_T, block_row_T + start, row_T)
+    return best_T, row_T
+
+
+def count_at_least(
+    interest_TD: Tensor,
+    threshold_T: Tensor,
+    rows_ND: Tensor,
+    first: int,
+    block_items: int,
+    excluded: ExcludedPairs,
+) -> Tensor:
+    """How many rows score at least ``threshold_T`` (float [T]): int64 [T]."""
+    count_T = torch.zeros(len(interest_TD), dtype=torch.int64, device=interest_TD.device)
+    for _, scores_TM in score_blocks(interest_TD, rows_ND, first, block_items, excluded):
+        count_T += (scores_TM >= threshold_T[:, None]).sum(1)
+    return count_T

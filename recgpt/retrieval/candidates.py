@@ -1,0 +1,184 @@
+"""Candidates as written: one row per user with the log's own ids, and a manifest of the files.
+
+A finished folder holds ``part-00000.parquet`` ..., ``_manifest.json`` and, written last, ``_SUCCESS``.
+It can be read as a plain Parquet folder: readers skip names that begin with an underscore.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
+
+from recgpt import storage
+from recgpt.config import RecallSettings
+from recgpt.data.arrow import make_lists, offsets_of
+from recgpt.data.vocabulary import Vocabulary
+from recgpt.errors import UserError
+from recgpt.retrieval.autoregressive import Recalled
+from recgpt.schema import (
+    CANDIDATES_MANIFEST_FILE,
+    CANDIDATES_SCHEMA_VERSION,
+    ITEM_IDS,
+    PADDING_INDEX,
+    SCORES,
+    STEPS,
+    SUCCESS_FILE,
+    USER_ID,
+)
+
+_AGAIN = "run `recgpt generate` again with --overwrite"
+
+
+@dataclass(frozen=True)
+class CandidateFile:
+    """One part file."""
+
+    path: str
+    """Inside the candidates folder."""
+    rows: int
+    """Users in the file."""
+    candidates: int
+    """Items over all its users."""
+    sha256: str
+
+
+@dataclass(frozen=True)
+class MadeFrom:
+    """What the candidates were made from."""
+
+    model: str
+    """Where the exported model lay."""
+    model_fingerprint: str
+    """SHA-256 over the files of the exported model."""
+    dataset: str
+    """Where the dataset lay."""
+    dataset_fingerprint: str
+    """SHA-256 of the dataset's manifest, which holds the checksums of its histories."""
+    vocabulary_fingerprint: str
+
+
+@dataclass(frozen=True)
+class CandidatesManifest:
+    """What ``recgpt generate`` says about the candidates it wrote."""
+
+    schema_version: int
+    num_users: int
+    num_candidates: int
+    """Items over all users; less than num_users * k where a user has too few items left."""
+    k: int
+    quotas: list[int]
+    keep_seen: bool
+    made_from: MadeFrom
+    files: list[CandidateFile]
+
+
+def part_name(part: int) -> str:
+    return f"part-{part:05d}.parquet"
+
+
+def candidates_table(user_ids: pa.ChunkedArray, recalled: Recalled, vocabulary: Vocabulary) -> pa.Table:
+    """One row per user: user_id, item_ids (list of the log's ids), scores (list<float>), steps (list<int8>).
+
+    Step 1 comes first, scores descend within a step, and places that recall could not fill are left out.
+    """
+    item_index_BK = recalled.item_index_BK.numpy()
+    found_BK = item_index_BK != PADDING_INDEX
+    offsets = offsets_of(found_BK.sum(1))
+    scores = recalled.score_BK.numpy()[found_BK].astype(np.float32)
+    lists = {
+        ITEM_IDS: make_lists(vocabulary.decode(item_index_BK[found_BK]), offsets),
+        SCORES: make_lists(scores, offsets),
+        STEPS: make_lists(recalled.step_BK.numpy()[found_BK], offsets),
+    }
+    return pa.table({USER_ID: user_ids, **lists})
+
+
+def write_part(folder: str, part: int, table: pa.Table) -> CandidateFile:
+    """Write one part file, whole or not at all; the same table gives the same bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    name = part_name(part)
+    storage.write_bytes(storage.join(folder, name), data)
+    num_candidates = sum(len(chunk.flatten()) for chunk in table[ITEM_IDS].chunks)
+    return CandidateFile(name, table.num_rows, num_candidates, storage.checksum_of(data))
+
+
+def finish(
+    folder: str, files: list[CandidateFile], recall: RecallSettings, made_from: MadeFrom
+) -> CandidatesManifest:
+    """Write the manifest of all part files and then ``_SUCCESS``."""
+    manifest = CandidatesManifest(
+        schema_version=CANDIDATES_SCHEMA_VERSION,
+        num_users=sum(file.rows for file in files),
+        num_candidates=sum(file.candidates for file in files),
+        k=recall.k,
+        quotas=list(recall.quotas),
+        keep_seen=recall.keep_seen,
+        made_from=made_from,
+        files=sorted(files, key=lambda file: file.path),
+    )
+    storage.write_json(storage.join(folder, CANDIDATES_MANIFEST_FILE), asdict(manifest))
+    storage.write_bytes(storage.join(folder, SUCCESS_FILE), b"")
+    return manifest
+
+
+def read_manifest(url: str) -> CandidatesManifest:
+    """The manifest of a finished candidates folder.
+
+    Raises ``UserError`` if the folder is not finished, or was written by another schema version.
+    """
+    for name in (SUCCESS_FILE, CANDIDATES_MANIFEST_FILE):
+        if not storage.exists(storage.join(url, name)):
+            raise UserError(f"{url}: no finished candidates ({name} is missing); run `recgpt generate` first")
+    where = storage.join(url, CANDIDATES_MANIFEST_FILE)
+    values = storage.read_json(where)
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if version != CANDIDATES_SCHEMA_VERSION:
+        raise UserError(
+            f"{url}: candidates of schema version {version}, this release reads version "
+            f"{CANDIDATES_SCHEMA_VERSION}; {_AGAIN}"
+        )
+    try:
+        return TypeAdapter(CandidatesManifest).validate_python(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"{where}: damaged, {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+
+
+def read_candidates(url: str) -> Iterator[pa.Table]:
+    """The tables of all part files in order, one at a time, each checked against the manifest.
+
+    Raises ``UserError`` if a file is missing, is not the one that was written, or is not in the manifest.
+    """
+    manifest = read_manifest(url)
+    listed = {file.path for file in manifest.files}
+    strangers = [name for name in storage.list_names(url) if name.endswith(".parquet") and name not in listed]
+    if strangers:
+        raise UserError(f"{url}: {strangers[0]} is not in the manifest; remove it, or {_AGAIN}")
+    for file in manifest.files:
+        yield _read_part(url, file)
+
+
+def verify_candidates(url: str) -> CandidatesManifest:
+    """Read every file and check it against the manifest; raises ``UserError`` as ``read_candidates``."""
+    for _ in read_candidates(url):
+        pass
+    return read_manifest(url)
+
+
+def _read_part(url: str, file: CandidateFile) -> pa.Table:
+    where = storage.join(url, file.path)
+    try:
+        data = storage.read_bytes(where)
+    except FileNotFoundError:
+        raise UserError(f"{where}: the manifest names this file but it is missing; {_AGAIN}") from None
+    if storage.checksum_of(data) != file.sha256:
+        raise UserError(f"{where}: not the file that was written (its SHA-256 differs); {_AGAIN}")
+    table = pq.read_table(pa.BufferReader(data))
+    if table.num_rows != file.rows:
+        raise UserError(f"{where}: holds {table.num_rows} users, the manifest says {file.rows}; {_AGAIN}")
+    return table

@@ -1,0 +1,81 @@
+"""From a trained model's folder to recall: found, checked against the dataset, with its settings."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from recgpt.config import RecallSettings
+from recgpt.data.dataset import HistoryDataset
+from recgpt.errors import UserError
+from recgpt.model.export import ModelInfo, find_model, load_model, read_info
+from recgpt.retrieval.autoregressive import AutoregressiveRecall, check_steps_fit
+from recgpt.retrieval.index import ExactIndex
+
+
+def model_for_dataset(model: str, dataset: HistoryDataset) -> tuple[str, ModelInfo]:
+    """The exported model's own folder and description; no weights are read.
+
+    Raises ``UserError`` if there is no model, or if its items are not the dataset's.
+    """
+    url = find_model(model)
+    info = read_info(url)
+    if info.vocabulary_fingerprint != dataset.manifest.vocabulary_fingerprint:
+        raise UserError(
+            f"{url}: the model was trained on another vocabulary ({info.num_items} items) than that of "
+            f"{dataset.url} ({dataset.num_items} items); give the dataset it was trained on, or train again"
+        )
+    return url, info
+
+
+def resolve_recall(
+    info: ModelInfo, k: int | None, quotas: Sequence[int] | None, keep_seen: bool
+) -> RecallSettings:
+    """The model's own recall settings with what the user wants otherwise.
+
+    ``k`` alone scales the model's own quotas; ``quotas`` alone set ``k`` to their sum.
+    Raises ``UserError`` if the two contradict each other, are not positive, or do not fit the model.
+    """
+    if quotas is not None and (not quotas or min(quotas) < 1):
+        raise UserError(f"--quotas {_text(quotas)}: every step takes at least 1 candidate, for example 18,2")
+    if k is not None and k < 1:
+        raise UserError(f"--k {k}: ask for at least 1 candidate")
+    if quotas is not None and k is not None and sum(quotas) != k:
+        raise UserError(
+            f"--quotas {_text(quotas)} sum to {sum(quotas)}, not to --k {k}; "
+            "give one of the two, or make them agree"
+        )
+    if quotas is None:
+        quotas = info.recall.quotas if k is None else scale_quotas(info.recall.quotas, k)
+    check_steps_fit(info.model, len(quotas))
+    return replace(
+        info.recall, k=sum(quotas), quotas=tuple(quotas), keep_seen=keep_seen or info.recall.keep_seen
+    )
+
+
+def scale_quotas(quotas: Sequence[int], k: int) -> tuple[int, ...]:
+    """Quotas in the same proportion that sum to ``k``, at least 1 each; fewer steps if ``k`` is too small."""
+    steps = min(len(quotas), k)
+    scaled: list[int] = []
+    for step in range(steps - 1):
+        wanted = round(sum(quotas[: step + 1]) * k / sum(quotas)) - sum(scaled)
+        left_for_later_steps = steps - 1 - step
+        scaled.append(min(max(wanted, 1), k - sum(scaled) - left_for_later_steps))
+    return (*scaled, k - sum(scaled))
+
+
+def load_recall(url: str, settings: RecallSettings) -> AutoregressiveRecall:
+    """Load an exported model and make it ready for recall on this process's CPU.
+
+    Raises ``UserError`` if the model cannot be read, or holds values that are not finite numbers.
+    """
+    _, gpt, table_RD = load_model(url)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in (table_RD, *gpt.parameters())):
+        raise UserError(
+            f"{url}: the model holds values that are not finite; its training diverged, train again"
+        )
+    return AutoregressiveRecall(gpt, ExactIndex(table_RD, settings.block_items), table_RD, settings)
+
+
+def _text(quotas: Sequence[int]) -> str:
+    return ",".join(map(str, quotas))

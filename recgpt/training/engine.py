@@ -1,0 +1,176 @@
+"""The DeepSpeed engine around the dense weights: the one file that imports DeepSpeed.
+
+Dense state enters and leaves as whole float32 tensors by parameter name, so that it does not
+depend on the ZeRO stage or on the number of workers.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from recgpt import storage
+from recgpt.config import OptimizerSettings, shipped_file
+from recgpt.errors import UserError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # torch.optim.AdamW's names
+
+
+def _import_deepspeed() -> Any:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    import deepspeed
+    import deepspeed.ops
+
+    # This op makes DeepSpeed compile C++ at the first start on a CPU; gloo alone is as fast here.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def init_process_group() -> None:
+    """Make DeepSpeed use the process group that exists (Ray Train's, or one made by the caller)."""
+    deepspeed = _import_deepspeed()
+    deepspeed.init_distributed(dist.get_backend(), verbose=False)
+
+
+def read_deepspeed_config(name: str) -> dict[str, Any]:
+    """A DeepSpeed configuration by the name of a shipped file or by path.
+
+    Raises ``UserError`` if there is none, or if it sets what RecGPT's own settings decide.
+    """
+    path = shipped_file("deepspeed_configs", name, ".json")
+    config = storage.read_json(path)
+    ours = {"optimizer", "scheduler", "train_batch_size", "train_micro_batch_size_per_gpu"}
+    for key in sorted(ours & set(config)):
+        raise UserError(f"{path}: {key} is decided by RecGPT's settings; remove it from the DeepSpeed file")
+    return config
+
+
+class DenseEngine:
+    """A module whose parameters are trained under ZeRO."""
+
+    def __init__(self, module: nn.Module, optimizer: OptimizerSettings, deepspeed_config: dict[str, Any]):
+        self._deepspeed = _import_deepspeed()
+        inner = torch.optim.AdamW(
+            module.parameters(),
+            lr=optimizer.learning_rate,
+            betas=(optimizer.beta1, optimizer.beta2),
+            eps=optimizer.epsilon,
+            weight_decay=optimizer.weight_decay,
+        )
+        # Batches are counted in tokens, not in samples: DeepSpeed is told one sample per rank and step.
+        config = {**deepspeed_config, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+        with _quiet():
+            self._engine, *_ = self._deepspeed.initialize(model=module, optimizer=inner, config=config)
+        self.stage = int(self._engine.zero_optimization_stage())
+
+    def train(self) -> None:
+        self._engine.train()
+
+    def eval(self) -> None:
+        self._engine.eval()
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self._engine(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the mean over ranks of ``loss``."""
+        self._engine.backward(loss)
+
+    def step(self, learning_rate: float) -> None:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Inside, every parameter is whole on every rank, for reading."""
+        if self.stage < 3:
+            yield
+            return
+        parameters = list(self._engine.module.parameters())
+        with self._deepspeed.zero.GatheredParameters(parameters):
+            yield
+
+    def weights(self) -> dict[str, Tensor]:
+        """All parameters by name, whole, float32 on the CPU. Collective."""
+        get = self._deepspeed.utils.safe_get_full_fp32_param
+        return {name: get(parameter).cpu().clone() for name, parameter in self._named_parameters()}
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Both moments of every parameter (``exp_avg/NAME`` ...), whole, float32, and ``step``. Collective."""
+        get = self._deepspeed.utils.safe_get_full_optimizer_state
+        self._create_optimizer_state()
+        state = {
+            f"{moment}/{name}": get(parameter, moment).cpu().clone()
+            for name, parameter in self._named_parameters()
+            for moment in MOMENTS
+        }
+        steps = [entry["step"] for entry in self._inner_state()]
+        return state | {"step": torch.as_tensor(float(steps[0]))}
+
+    def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``optimizer_state``, at any number of workers and ZeRO stage."""
+        self._create_optimizer_state()
+        for name, parameter in self._named_parameters():
+            for moment in MOMENTS:
+                self._set_moment(parameter, state[f"{moment}/{name}"], moment)
+        for entry in self._inner_state():
+            entry["step"] = state["step"].clone()
+
+    def close(self) -> None:
+        with _quiet():
+            self._engine.destroy()
+
+    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return list(self._engine.module.named_parameters())
+
+    def _flat_partitions(self) -> list[Tensor]:
+        """The flat float32 pieces of this rank, which the inner optimizer knows as its parameters."""
+        zero = self._engine.optimizer
+        return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+
+    def _inner_state(self) -> list[dict[str, Tensor]]:
+        inner = self._engine.optimizer.optimizer
+        return [inner.state[flat] for flat in self._flat_partitions()]
+
+    def _create_optimizer_state(self) -> None:
+        """Make the moments that the first step would make, so that they can be read and set before it."""
+        zero = self._engine.optimizer
+        for flat in self._flat_partitions():
+            if not zero.optimizer.state[flat]:
+                moments = {moment: torch.zeros_like(flat, requires_grad=False) for moment in MOMENTS}
+                zero.optimizer.state[flat] = {"step": torch.tensor(0.0), **moments}
+        if self.stage < 3:
+            zero._lazy_init_hp_params_optimizer_state()
+
+    def _set_moment(self, parameter: nn.Parameter, value: Tensor, moment: str) -> None:
+        utils = self._deepspeed.utils
+        if self.stage < 3:
+            utils.safe_set_full_optimizer_state(parameter, value, moment)
+            return
+        # DeepSpeed's setter of whole tensors fails where the last rank's piece is padded.
+        size = parameter.ds_tensor.numel()
+        padded = value.new_zeros(size * dist.get_world_size())
+        padded[: value.numel()] = value.flatten()
+        piece = padded[dist.get_rank() * size :][:size]
+        utils.safe_set_local_optimizer_state(parameter, piece, moment)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """DeepSpeed prints and logs its configuration at every start."""
+    import logging
+
+    logger = logging.getLogger("DeepSpeed")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+    logger.setLevel(level)

@@ -1,0 +1,90 @@
+"""What a run writes down of itself: metrics.jsonl, TensorBoard events, live progress."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tensorboardX import SummaryWriter
+
+from recgpt import storage
+from recgpt.distributed import collectives
+from recgpt.training import run_folder
+
+if TYPE_CHECKING:
+    from recgpt.training.trainer import TrainingState
+
+Report = Callable[[dict[str, Any]], None]
+LOG_EVERY_STEPS = 20
+
+
+class Recorder:
+    """Collects figures on every rank and writes them on rank 0.
+
+    Args:
+        folder: the run's folder.
+        report: called on rank 0 with each line of metrics.jsonl, for live progress.
+        epoch_done: called on every rank after each validation.
+    """
+
+    def __init__(self, folder: str, report: Report, epoch_done: Report):
+        self._folder = folder
+        self._report = report
+        self._epoch_done = epoch_done
+        self._lines: list[dict[str, Any]] = []
+        self._sums = torch.zeros(2, dtype=torch.float64)  # loss, targets
+        self._since = time.monotonic()
+        self._events: SummaryWriter | None = None
+        if collectives.rank() == 0 and storage.is_local(folder):
+            self._events = SummaryWriter(storage.join(folder, "tensorboard"))
+
+    def restart(self, step: int) -> None:
+        """Forget what was written after ``step``."""
+        self._lines = run_folder.read_metrics(self._folder, step) if collectives.rank() == 0 else []
+        self._restart_interval()
+
+    def step(self, state: "TrainingState", loss_sum: torch.Tensor, num_targets: int, rate: float) -> None:
+        """Count a step; every ``LOG_EVERY_STEPS`` a line with the mean loss per target since the last one."""
+        self._sums[0] += loss_sum.item()
+        self._sums[1] += num_targets / collectives.world_size()
+        if state.step % LOG_EVERY_STEPS:
+            return
+        loss, targets = collectives.sum_over_ranks(self._sums.clone()).tolist()
+        seconds = time.monotonic() - self._since
+        self._restart_interval()
+        self._write(
+            state,
+            {
+                "kind": "train",
+                "users": sum(state.consumed),
+                "loss": loss / targets,
+                "learning_rate": rate,
+                "targets_per_second": targets / seconds,
+            },
+        )
+
+    def validation(self, state: "TrainingState", metrics: dict[str, float]) -> None:
+        self._write(state, {"kind": "validation", **metrics, "best": state.best_value})
+        self._epoch_done({"stage": state.stage, "epoch": state.epoch, "step": state.step, **metrics})
+        self._restart_interval()
+
+    def flush(self) -> None:
+        """Make what was recorded durable; called with every checkpoint."""
+        if collectives.rank() == 0:
+            run_folder.write_metrics(self._folder, self._lines)
+        if self._events:
+            self._events.flush()
+
+    def _restart_interval(self) -> None:
+        self._sums.zero_()
+        self._since = time.monotonic()
+
+    def _write(self, state: "TrainingState", figures: dict[str, Any]) -> None:
+        if collectives.rank() != 0:
+            return
+        line = {"stage": state.stage, "epoch": state.epoch, "step": state.step, **figures}
+        self._lines.append(line)
+        self._report(line)
+        for name, value in figures.items():
+            if self._events and isinstance(value, float):
+                self._events.add_scalar(f"{figures['kind']}/{name}", value, state.step)

@@ -1,0 +1,288 @@
+"""The training loop of both stages, as one rank runs it.
+
+Read it from ``train`` down: stages, epochs, steps. Every rank takes every step, also a rank whose
+lanes are exhausted (with an empty batch), so that no rank waits for ever in a collective.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from recgpt.config import OptimizerSettings, StageSettings, TrainSettings
+from recgpt.data.dataset import HistoryDataset
+from recgpt.data.packing import LaneStep, empty_step, lane_steps
+from recgpt.data.plan import ReadUnit, epoch_units
+from recgpt.data.sequences import resolve_time_bounds
+from recgpt.distributed import collectives
+from recgpt.distributed.sharded_item_table import ShardedItemTable
+from recgpt.distributed.table_optimizer import RowAdamW
+from recgpt.training import checkpoint, export
+from recgpt.training.engine import DenseEngine, init_process_group, read_deepspeed_config
+from recgpt.training.model import TrainingBatch, build_model
+from recgpt.training.prompts import plain_batch, prompted_batch
+from recgpt.training.recorder import Recorder
+from recgpt.training.validation import Validator
+
+ReadUnits = Callable[[list[ReadUnit]], Iterable[pa.Table]]
+
+
+@dataclass
+class TrainingState:
+    """Where training stands; with the weights and moments, all that a checkpoint needs."""
+
+    stage: str
+    epoch: int = 0  # of the stage
+    step: int = 0  # optimizer steps of the run
+    stage_step: int = 0  # optimizer steps of the stage
+    consumed: list[int] = field(default_factory=list)  # users read in this epoch, by lane
+    best_value: float | None = None
+    best_checkpoint: str | None = None
+    validations_without_best: int = 0
+    finished_stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def train(
+    settings: TrainSettings,
+    dataset: HistoryDataset,
+    folder: str,
+    read_units: ReadUnits,
+    recorder: Recorder,
+) -> dict[str, Any]:
+    """Train all stages in ``folder``, going on from its newest checkpoint, and export the best model.
+
+    Collective: every rank calls it, inside an initialised process group.
+
+    Args:
+        read_units: gives the histories of ``ReadUnit``s in order, as ``recgpt.data.plan.read_unit`` does.
+
+    Returns for each stage its best validation value, the checkpoint that reached it, epochs and last step.
+    """
+    torch.set_num_threads(settings.threads_per_worker)
+    init_process_group()
+    trainer = Trainer(settings, dataset, folder, read_units, recorder)
+    newest = checkpoint.newest(folder)
+    state = TrainingState(**checkpoint.load_state(folder, newest)) if newest else None
+    best: str | None = None
+    for stage in settings.stages:
+        if state and settings.stages.index(stage) < settings.stages.index(state.stage):
+            continue
+        if state and state.stage == stage:
+            trainer.resume(state, newest)
+        else:
+            trainer.start_stage(stage, weights_from=best)
+        trainer.run_stage()
+        best = trainer.state.best_checkpoint
+        assert best is not None, "a stage validates at least once"
+        trainer.finish_stage()
+    if collectives.rank() == 0:
+        export.export_checkpoint(folder, best, settings, dataset)
+    collectives.barrier()
+    return trainer.state.finished_stages
+
+
+class Trainer:
+    """One rank's engine, table and data, and the loop over them."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        dataset: HistoryDataset,
+        folder: str,
+        read_units: ReadUnits,
+        recorder: Recorder,
+    ):
+        self.settings = settings
+        self.dataset = dataset
+        self.folder = folder
+        self.read_units = read_units
+        self.recorder = recorder
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.lanes = list(range(settings.data.lanes))[collectives.rank() :: collectives.world_size()]
+        time_bounds = resolve_time_bounds(settings.data.split, dataset.manifest)
+        self.validator = Validator(dataset, settings, time_bounds, self.device)
+        self.state = TrainingState(stage="")
+
+    # Stages
+
+    def start_stage(self, stage: str, weights_from: str | None) -> None:
+        """Begin a stage with fresh moments, from the weights of a checkpoint or from initial ones."""
+        self.state = TrainingState(
+            stage,
+            step=self.state.step,
+            consumed=[0] * self.settings.data.lanes,
+            finished_stages=self.state.finished_stages,
+        )
+        self._build(weights_from)
+        self.recorder.restart(self.state.step)
+
+    def resume(self, state: TrainingState, name: str) -> None:
+        """Go on from a checkpoint, exactly where it was written."""
+        self.state = state
+        self._build(name)
+        self.engine.load_optimizer_state(checkpoint.load_dense_optimizer(self.folder, name))
+        self.recorder.restart(state.step)
+
+    def run_stage(self) -> None:
+        """Epochs until the stage's limit, or until validation has not improved for ``patience`` times."""
+        stage = self._stage_settings
+        while (
+            self.state.epoch < stage.max_epochs and self.state.validations_without_best < stage.patience
+        ):
+            self._run_epoch()
+            self.state.epoch += 1
+            self.state.consumed = [0] * self.settings.data.lanes
+            last = self.state.epoch == stage.max_epochs
+            if last or self.state.epoch % self.settings.validation.every_epochs == 0:
+                self._validate()
+            self._save()
+
+    def finish_stage(self) -> None:
+        self.state.finished_stages[self.state.stage] = {
+            self.settings.validation.metric: self.state.best_value,
+            "checkpoint": self.state.best_checkpoint,
+            "epochs": self.state.epoch,
+            "step": self.state.step,
+        }
+        self.engine.close()
+
+    # Epochs and steps
+
+    def _run_epoch(self) -> None:
+        self.engine.train()
+        for lane_step in self._steps_of_epoch():
+            num_targets, num_users = self._agree(lane_step)
+            if not num_users:
+                return
+            if not num_targets:
+                continue
+            loss_sum = self._optimize(self._batch(lane_step), num_targets)
+            self.recorder.step(self.state, loss_sum, num_targets, self._learning_rate())
+            if self.state.step % self.settings.checkpoint_every_steps == 0:
+                self._save()
+
+    def _steps_of_epoch(self) -> Iterator[LaneStep]:
+        """This rank's steps and then empty ones: the epoch ends when all ranks have nothing left."""
+        data = self.settings.data
+        units = epoch_units(
+            row_counts=[group.rows for group in self.dataset.row_groups],
+            lanes=self.lanes,
+            total_lanes=data.lanes,
+            window_users=data.shuffle_window_users,
+            shuffle=(self.settings.seed, self._epoch_of_run()),
+            consumed=self.state.consumed,
+        )
+        budget = -(-data.tokens_per_batch // data.lanes)
+        mine = lane_steps(self.read_units(units), self.lanes, budget, self.settings.model.max_history)
+        yield from mine
+        yield from itertools.repeat(empty_step(self.lanes))
+
+    def _agree(self, lane_step: LaneStep) -> tuple[int, int]:
+        """Targets and users of the step over all ranks; moves the cursor of every lane."""
+        counts = torch.zeros(1 + self.settings.data.lanes, dtype=torch.int64, device=self.device)
+        counts[0] = len(lane_step.batch.target_T)
+        for lane, users in lane_step.users.items():
+            counts[1 + lane] = users
+        num_targets, *users = collectives.sum_over_ranks(counts).tolist()
+        self.state.consumed = [done + new for done, new in zip(self.state.consumed, users, strict=True)]
+        return num_targets, sum(users)
+
+    def _batch(self, lane_step: LaneStep) -> TrainingBatch:
+        epoch = self._epoch_of_run()
+        plain = plain_batch(self.model, lane_step.batch, self.settings, epoch, self.device)
+        if self.state.stage != "prompt_tune":
+            return plain
+        self.engine.eval()
+        with self.engine.gathered():
+            prompted = prompted_batch(
+                self.model, plain, lane_step.batch.user_hash_B, self.settings.prompts, (self.settings.seed, epoch)
+            )
+        self.engine.train()
+        return prompted
+
+    def _optimize(self, batch: TrainingBatch, num_targets: int) -> torch.Tensor:
+        """One optimizer step; returns this rank's sum of the loss.
+
+        The loss is summed over targets and divided by the number of targets of all ranks. The engine
+        averages gradients over W ranks, hence the factor W; the sharded table does the same.
+        """
+        # Dropout depends on the step and the rank alone: resumed equals uninterrupted.
+        key = np.random.SeedSequence((self.settings.seed, self.state.step, collectives.rank()))
+        torch.manual_seed(int(key.generate_state(1)[0]))
+        loss_sum = self.engine(batch)
+        self.engine.backward(loss_sum * (collectives.world_size() / num_targets))
+        self.engine.step(self._learning_rate())
+        if self.table_optimizer:
+            self.table_optimizer.step(self._learning_rate(), *self.model.item_table.take_gradient())
+        self.state.step += 1
+        self.state.stage_step += 1
+        return loss_sum.detach()
+
+    # Validation and checkpoints
+
+    def _validate(self) -> None:
+        self.engine.eval()
+        with self.engine.gathered():
+            metrics = self.validator.measure(self.model)
+        value = metrics[self.settings.validation.metric]
+        if self.state.best_value is None or value > self.state.best_value:
+            self.state.best_value = value
+            self.state.best_checkpoint = checkpoint.checkpoint_name(self.state.step)
+            self.state.validations_without_best = 0
+        else:
+            self.state.validations_without_best += 1
+        self.recorder.validation(self.state, metrics)
+
+    def _save(self) -> None:
+        name = checkpoint.checkpoint_name(self.state.step)
+        table = self._table_rows()
+        state, weights = asdict(self.state), self.engine.weights()
+        checkpoint.save(self.folder, name, state, weights, self.engine.optimizer_state(), table)
+        self.recorder.flush()
+        if collectives.rank() == 0:
+            newest = checkpoint.finished(self.folder)[-self.settings.keep_checkpoints :]
+            checkpoint.keep_only(self.folder, {*newest, self.state.best_checkpoint or name})
+
+    def _build(self, weights_from: str | None) -> None:
+        self.model = build_model(self.settings, self.dataset.num_items, self.device)
+        if weights_from:
+            self.model.load_state_dict(checkpoint.load_dense(self.folder, weights_from))
+        optimizer = self._stage_settings.optimizer
+        self.engine = DenseEngine(self.model, optimizer, read_deepspeed_config(self.settings.deepspeed))
+        self.table_optimizer = None
+        if isinstance(self.model.item_table, ShardedItemTable):
+            self._build_table_optimizer(self.model.item_table, optimizer, weights_from)
+
+    def _build_table_optimizer(
+        self, table: ShardedItemTable, optimizer: OptimizerSettings, weights_from: str | None
+    ) -> None:
+        self.table_optimizer = RowAdamW(table.rows, optimizer)
+        if weights_from:
+            saved = checkpoint.load_table_rows(self.folder, weights_from, table.first, table.end)
+            for key, tensor in self._table_rows().tensors.items():
+                tensor.copy_(saved[key])
+        if self.state.stage_step == 0:
+            self.table_optimizer.reset(optimizer)
+
+    def _table_rows(self) -> checkpoint.TableRows | None:
+        if self.table_optimizer is None:
+            return None
+        table = self.model.item_table
+        return checkpoint.TableRows(table.num_rows, {"rows": table.rows, **self.table_optimizer.state()})
+
+    @property
+    def _stage_settings(self) -> StageSettings:
+        return getattr(self.settings, self.state.stage)
+
+    def _epoch_of_run(self) -> int:
+        """A number that no other epoch of the run has, so that each has its own order."""
+        return self.settings.stages.index(self.state.stage) * 1_000_000 + self.state.epoch
+
+    def _learning_rate(self) -> float:
+        optimizer = self._stage_settings.optimizer
+        warmed_up = (self.state.stage_step + 1) / max(optimizer.warmup_steps, 1)
+        return optimizer.learning_rate * min(1.0, warmed_up)

@@ -1,0 +1,107 @@
+"""One-step metrics on the validation split during training, with the table where it is.
+
+Ranks are counted over all items without a list of candidates, so that a sharded table need not be
+gathered. The served lists are measured by ``recgpt evaluate``, through the recall that serves.
+
+Shapes: B users of a batch, T tokens of their histories.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recgpt.config import TrainSettings
+from recgpt.data.dataset import HistoryDataset
+from recgpt.data.hashing import uniform
+from recgpt.data.packing import Histories
+from recgpt.data.sequences import split_histories
+from recgpt.distributed import collectives
+from recgpt.model.attention import Layout
+from recgpt.model.scoring import ExcludedPairs
+from recgpt.schema import TARGET
+from recgpt.training.model import NextItemModel, TrainingBatch
+
+_BATCH_USERS = 512
+_DRAW_VALIDATED = 3
+CUTOFFS = (5, 10, 20)
+
+
+class Validator:
+    """Holds this rank's share of the validation users, and measures the model on them."""
+
+    def __init__(
+        self,
+        dataset: HistoryDataset,
+        settings: TrainSettings,
+        time_bounds: tuple[int, int] | None,
+        device: torch.device,
+    ):
+        self._settings = settings
+        self._device = device
+        share = min(1.0, settings.validation.max_users / max(dataset.num_users, 1))
+        mine = dataset.row_groups[collectives.rank() :: collectives.world_size()]
+        tables = [
+            split_histories(dataset.read_row_group(group), settings.data.split, "valid", time_bounds)
+            for group in mine
+        ]
+        histories = Histories.concatenate([Histories.from_table(table) for table in tables])
+        targets = np.concatenate([np.empty(0, np.int64), *(table[TARGET].to_numpy() for table in tables)])
+        chosen = np.flatnonzero(uniform(histories.user_hash, settings.seed, _DRAW_VALIDATED) < share)
+        # Similar lengths side by side: attention inside a batch is padded to the longest.
+        chosen = chosen[np.argsort(np.diff(histories.offsets)[chosen], kind="stable")]
+        self._batches = [
+            (histories.select(part), torch.from_numpy(targets[part].astype(np.int64)))
+            for part in np.array_split(chosen, -(-len(chosen) // _BATCH_USERS) or 1)
+        ]
+
+    @torch.no_grad()
+    def measure(self, model: NextItemModel) -> dict[str, float]:
+        """hit_rate@k and ndcg@k for k = 5, 10, 20, and num_users, over all ranks. Collective."""
+        sums = torch.zeros(2 * len(CUTOFFS) + 1, dtype=torch.float64, device=self._device)
+        for batch in self._same_number_everywhere():
+            rank_B = self._ranks(model, *batch).double()
+            gain_B = 1 / torch.log2(1 + rank_B)
+            sums[-1] += len(rank_B)
+            for index, cutoff in enumerate(CUTOFFS):
+                found_B = rank_B <= cutoff
+                sums[2 * index] += found_B.sum()
+                sums[2 * index + 1] += gain_B[found_B].sum()
+        *totals, num_users = collectives.sum_over_ranks(sums).tolist()
+        metrics = {"num_users": num_users}
+        for index, cutoff in enumerate(CUTOFFS):
+            metrics[f"hit_rate@{cutoff}"] = totals[2 * index] / max(num_users, 1)
+            metrics[f"ndcg@{cutoff}"] = totals[2 * index + 1] / max(num_users, 1)
+        return metrics
+
+    def _same_number_everywhere(self) -> Iterator[tuple[Histories, Tensor]]:
+        """This rank's batches, filled up with empty ones: scoring a sharded table is collective."""
+        most = torch.tensor(len(self._batches), device=self._device)
+        for number in range(int(collectives.max_over_ranks(most))):
+            if number < len(self._batches):
+                yield self._batches[number]
+            else:
+                yield Histories.empty(), torch.empty(0, dtype=torch.int64)
+
+    def _ranks(self, model: NextItemModel, histories: Histories, target_B: Tensor) -> Tensor:
+        max_history = self._settings.model.max_history
+        offsets = torch.from_numpy(histories.offsets).to(self._device)
+        items_T = torch.from_numpy(histories.values.astype(np.int64)).to(self._device)
+        whole = Layout.from_offsets(offsets)
+        excluded = ExcludedPairs(whole.row, items_T)
+        newest_T = whole.position >= (offsets.diff() - max_history)[whole.row]
+        lengths_B = offsets.diff().clamp(max=max_history)
+        input_offsets = torch.cat([lengths_B.new_zeros(1), lengths_B.cumsum(0)])
+        layout = Layout.from_offsets(input_offsets)
+        batch = TrainingBatch(
+            item_index_T=items_T[newest_T],
+            target_T=items_T[newest_T],
+            segment_T=torch.zeros_like(layout.position),
+            position_T=layout.position,
+            offsets=input_offsets,
+            user_row_B=model.gpt.user_rows(torch.from_numpy(histories.user_hash).to(self._device)),
+        )
+        interest_BD = model.interest(batch, layout)[input_offsets[1:] - 1]
+        return model.item_table.rank_of(interest_BD, target_B.to(self._device), excluded)
+

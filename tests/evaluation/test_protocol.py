@@ -1,0 +1,164 @@
+"""What is held out, how it is read in bounded ranges, and what recall has to find."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from recgpt.config import ModelSettings, RecallSettings, SplitSettings
+from recgpt.data.dataset import DatasetManifest, HistoryDataset, HistoryFile
+from recgpt.data.vocabulary import Vocabulary
+from recgpt.evaluation.protocol import (
+    HeldOutUsers,
+    UserRange,
+    ranks_of_recall,
+    read_held_out,
+    recall_variants,
+    training_histories,
+    user_ranges,
+)
+from recgpt.model.gpt import GPT
+from recgpt.retrieval.autoregressive import AutoregressiveRecall
+from recgpt.retrieval.index import ExactIndex
+
+LEAVE_ONE_OUT = SplitSettings()
+HISTORIES = [[1, 2, 3, 4], [5, 1], [2, 5, 1], [3], [4, 4, 2]]
+
+
+@pytest.fixture
+def dataset(tmp_path) -> HistoryDataset:
+    """Five users in two row groups of three and two; user u's i-th interaction is at time 10 * i."""
+    vocabulary = Vocabulary(pa.array(list("abcde")), np.ones(5, np.int64))
+    vocabulary.save(str(tmp_path))
+    table = pa.table(
+        {
+            "user_id": pa.array(range(5), pa.int64()),
+            "user_hash": pa.array(range(100, 105), pa.int64()),
+            "item_indices": pa.array(HISTORIES, pa.list_(pa.int32())),
+            "timestamps": pa.array(
+                [[10 * i for i in range(len(h))] for h in HISTORIES], pa.list_(pa.int64())
+            ),
+        }
+    )
+    (tmp_path / "histories").mkdir()
+    pq.write_table(table, tmp_path / "histories" / "part-00000.parquet", row_group_size=3)
+    files = [HistoryFile("histories/part-00000.parquet", 5, 13, "0" * 64, [3, 2])]
+    manifest = DatasetManifest(
+        schema_version=1,
+        num_users=5,
+        num_items=5,
+        num_interactions=13,
+        has_timestamps=True,
+        time_unit="s",
+        user_id_type="int64",
+        item_id_type="string",
+        vocabulary_fingerprint=vocabulary.fingerprint,
+        time_quantiles={"0.8": 10, "0.9": 20},
+        sources=[],
+        settings={},
+        dropped={},
+        files=files,
+    )
+    (tmp_path / "manifest.json").write_text(json.dumps(dataclasses.asdict(manifest)))
+    return HistoryDataset.open(str(tmp_path))
+
+
+def read_all(dataset, split, part, max_users):
+    """(history, target) of all held-out users, in order."""
+    found = []
+    for users in user_ranges(dataset, max_users):
+        held_out = read_held_out(dataset, users, split, part)
+        histories = np.split(held_out.item_T, held_out.offsets[1:-1])
+        found += [
+            (history.tolist(), target) for history, target in zip(histories, held_out.target_B, strict=False)
+        ]
+    return found
+
+
+def test_ranges_cover_every_user_once_and_never_cross_row_groups(dataset):
+    first, second = dataset.row_groups
+    assert user_ranges(dataset, 2) == [
+        UserRange(first, 0, 2),
+        UserRange(first, 2, 3),
+        UserRange(second, 0, 2),
+    ]
+
+
+@pytest.mark.parametrize("max_users", [1, 2, 100])
+def test_leave_one_out(dataset, max_users):
+    test = [([1, 2, 3], 4), ([2, 5], 1), ([4, 4], 2)]
+    valid = [([1, 2], 3), ([2], 5), ([4], 4)]
+    assert read_all(dataset, LEAVE_ONE_OUT, "test", max_users) == test
+    assert read_all(dataset, LEAVE_ONE_OUT, "valid", max_users) == valid
+
+
+def test_time_split_by_the_quantiles_of_the_dataset(dataset):
+    split = SplitSettings(protocol="time")
+    assert read_all(dataset, split, "test", 2) == [([1, 2], 3), ([2, 5], 1), ([4, 4], 2)]
+    assert read_all(dataset, split, "valid", 2) == [([1], 2), ([5], 1), ([2], 5), ([4], 4)]
+
+
+def test_training_part(dataset):
+    pieces = [
+        [history.tolist() for history in np.split(items, offsets[1:-1])]
+        for items, offsets in training_histories(dataset, LEAVE_ONE_OUT)
+    ]
+    assert pieces == [[[1, 2], [5, 1], [2]], [[3], [4]]]
+
+
+def test_batch_is_a_part_of_the_users():
+    users = HeldOutUsers(
+        np.array([1, 2, 3, 4], np.int32), np.array([0, 1, 3, 4]), np.array([7, 8, 9]), np.array([5, 6, 1])
+    )
+    part = users.batch(1, 10)
+    assert part.item_T.tolist() == [2, 3, 4]
+    assert part.offsets.tolist() == [0, 2, 3]
+    assert part.user_hash_B.tolist() == [8, 9]
+    assert part.target_B.tolist() == [6, 1]
+
+
+def test_ranks_are_those_of_the_served_list(dataset):
+    """Each target's rank is its place in what ``recommend`` returns; seen items are out of reach."""
+    torch.manual_seed(0)
+    gpt = GPT(ModelSettings(width=8, max_history=8)).eval()
+    table_RD = torch.randn(6, 8)
+    settings = RecallSettings(k=4, quotas=(3, 1))
+    recall = AutoregressiveRecall(gpt, ExactIndex(table_RD, 2), table_RD, settings)
+    users = read_held_out(dataset, user_ranges(dataset, 5)[0], LEAVE_ONE_OUT, "test")
+    served = recall.recommend(
+        torch.tensor([1, 2, 3, 2, 5]), torch.tensor([0, 3, 5]), torch.tensor([100, 102])
+    )
+    lists = served.item_index_BK.tolist()
+    assert sorted(lists[0]) == [0, 0, 4, 5]  # only two items are left
+    assert ranks_of_recall(recall, users).tolist() == [lists[0].index(4) + 1, lists[1].index(1) + 1]
+
+
+def test_a_range_without_held_out_users_gives_no_ranks(dataset):
+    only_the_fourth = UserRange(dataset.row_groups[1], 0, 1)
+    users = read_held_out(dataset, only_the_fourth, LEAVE_ONE_OUT, "test")
+    gpt = GPT(ModelSettings(width=8, max_history=8)).eval()
+    table_RD = torch.randn(6, 8)
+    recall = AutoregressiveRecall(gpt, ExactIndex(table_RD, 2), table_RD, RecallSettings(k=2, quotas=(2,)))
+    assert ranks_of_recall(recall, users).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("quotas", "two_step"), [((18, 2), (18, 2)), ((15, 5), (15, 5)), ((20,), (18, 2)), ((16, 2, 2), (18, 2))]
+)
+def test_variants(quotas, two_step):
+    variants = recall_variants(RecallSettings(k=20, quotas=quotas))
+    assert {name: settings.quotas for name, settings in variants.items()} == {
+        "served": quotas,
+        "one_step": (20,),
+        "two_step": two_step,
+    }
+
+
+def test_variants_of_a_list_of_one():
+    assert {settings.quotas for settings in recall_variants(RecallSettings(k=1, quotas=(1,))).values()} == {
+        (1,)
+    }

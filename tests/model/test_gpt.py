@@ -1,0 +1,85 @@
+"""The GPT on packed histories: no history sees another, and the cache equals encoding again."""
+
+import pytest
+import torch
+
+from recgpt.config import ModelSettings, UserSettings
+from recgpt.model.attention import Layout
+from recgpt.model.gpt import GPT
+
+WIDTH = 8
+
+
+@pytest.fixture
+def gpt():
+    torch.manual_seed(0)
+    settings = ModelSettings(width=WIDTH, layers=2, heads=2, max_history=6, user=UserSettings(buckets=10))
+    return GPT(settings).double().eval()
+
+
+def layout_of(*lengths):
+    return Layout.from_offsets(torch.tensor([0, *lengths]).cumsum(0))
+
+
+def test_layout_by_hand():
+    layout = layout_of(2, 3)
+    assert layout.row.tolist() == [0, 0, 1, 1, 1]
+    assert layout.position.tolist() == [0, 1, 0, 1, 2]
+    assert layout.longest == 3
+    packed = torch.arange(5.0)
+    assert layout.pad(packed).tolist() == [[0, 1, 0], [2, 3, 4]]
+    assert layout.unpad(layout.pad(packed)).tolist() == packed.tolist()
+
+
+def test_packed_equals_each_history_alone(gpt):
+    items, users = torch.randn(9, WIDTH).double(), torch.tensor([1, 4, 0])
+    lengths = [3, 1, 5]
+    packed = gpt(items, layout_of(*lengths), users)
+    for row, (part, start) in enumerate(zip(items.split(lengths), (0, 3, 4), strict=True)):
+        alone = gpt(part, layout_of(len(part)), users[row : row + 1])
+        torch.testing.assert_close(packed[start : start + len(part)], alone)
+
+
+def test_no_position_sees_a_later_one(gpt):
+    items, users = torch.randn(5, WIDTH).double(), torch.tensor([2])
+    before = gpt(items, layout_of(5), users)
+    items[3] = torch.randn(WIDTH)
+    after = gpt(items, layout_of(5), users)
+    torch.testing.assert_close(before[:3], after[:3])
+    assert not torch.allclose(before[3:], after[3:])
+
+
+def test_cache_equals_encoding_again(gpt):
+    """Histories of 2 and 4 items get two generated items each, of different segments."""
+    users = torch.tensor([3, 0])
+    histories = [torch.randn(2, WIDTH).double(), torch.randn(4, WIDTH).double()]
+    added = torch.randn(2, 2, WIDTH).double()  # step, history
+    vector, state = gpt.prefill(torch.cat(histories), layout_of(2, 4), users, extra=2)
+    first = gpt.extend(added[0], 1, state)
+    second = gpt.extend(added[1], 0, state)
+
+    whole = torch.cat([histories[0], added[:, 0], histories[1], added[:, 1]])
+    segment = torch.tensor([0, 0, 1, 0, 0, 0, 0, 0, 1, 0])
+    expected = gpt(whole, layout_of(4, 6), users, segment_T=segment)
+    torch.testing.assert_close(vector, expected[[1, 7]])
+    torch.testing.assert_close(first, expected[[2, 8]])
+    torch.testing.assert_close(second, expected[[3, 9]])
+
+
+def test_no_room_for_generated_items_is_refused(gpt):
+    with pytest.raises(AssertionError, match="no room"):
+        gpt.prefill(torch.randn(6, WIDTH).double(), layout_of(6), torch.tensor([0]), extra=1)
+
+
+def test_a_batch_without_histories_reaches_every_parameter(gpt):
+    """A rank without data must still take part in the reduction of every gradient."""
+    gpt(torch.zeros(0, WIDTH).double(), layout_of(), torch.zeros(0, dtype=torch.int64)).sum().backward()
+    assert all(parameter.grad is not None for parameter in gpt.parameters())
+
+
+def test_user_rows():
+    hashed = GPT(ModelSettings(user=UserSettings(buckets=10)))
+    rows = hashed.user_rows(torch.tensor([0, 9, 10, -1, -(2**63)]))
+    assert rows.tolist() == [1, 10, 1, 10, 3]
+    impersonal = GPT(ModelSettings(user=UserSettings(kind="none")))
+    assert impersonal.user_rows(torch.tensor([5, 6])).tolist() == [0, 0]

@@ -1,0 +1,75 @@
+"""The console script: every verb is there, helps, and fails with one line."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ray_jobs.cli import app
+from ray_jobs.runtime import run_command
+from recgpt import __version__
+
+VERBS = ("prepare", "train", "generate", "evaluate", "quickstart")
+
+
+def test_version():
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.output == f"recgpt {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_the_help_lists_every_verb(monkeypatch, capsys, arguments):
+    monkeypatch.setattr("sys.argv", ["recgpt", *arguments])
+    run_command(app)
+    output = capsys.readouterr()
+    assert all(f"{verb} " in output.out for verb in VERBS)
+    assert output.err == ""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_help_with_an_example(verb):
+    result = CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert f"recgpt {verb}" in result.output
+    assert "Example" in result.output
+    assert "--debug" in result.output
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_is_explained(verb):
+    from typer.main import get_command
+
+    command = get_command(importlib.import_module(f"ray_jobs.{verb}").app)
+    assert [option.name for option in command.params if not option.help] == []
+
+
+def test_an_unknown_verb_is_one_line_and_status_2(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["recgpt", "prepair"])
+    with pytest.raises(SystemExit) as stopped:
+        run_command(app)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "prepair" in error
+
+
+@pytest.mark.parametrize(
+    "start", [["-m", "ray_jobs.cli", "evaluate"], ["-m", "ray_jobs.evaluate"]], ids=" ".join
+)
+def test_a_missing_dataset_is_one_line_on_stderr_and_status_2(start, tmp_path):
+    missing = str(tmp_path / "nothing-here")
+    finished = subprocess.run(
+        [sys.executable, *start, "--model", missing, "--dataset", missing],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert finished.returncode == 2
+    assert finished.stdout == ""
+    assert finished.stderr.startswith("recgpt: error: ")
+    assert finished.stderr.count("\n") == 1
+    assert "nothing-here" in finished.stderr

@@ -1,0 +1,97 @@
+"""The command line: options with several values, mistakes, and errors as one line with status 2."""
+
+from typing import Annotated
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_jobs.command_line import DebugOption, OverwriteOption, one_value_per_option, verb_app
+from ray_jobs.runtime import run_command
+from recgpt.errors import UserError
+
+received = {}
+
+
+def command(
+    paths: Annotated[list[str], typer.Option("--input", metavar="PATH...")],
+    size: Annotated[int, typer.Option(min=1)] = 5,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Do something with files."""
+    received.update(paths=paths, size=size, overwrite=overwrite)
+    if size == 13:
+        raise UserError("size 13 is unlucky; give another --size")
+    if size == 14:
+        raise ValueError("a mistake of ours")
+
+
+def run(monkeypatch, *arguments):
+    """The exit status of the command line."""
+    received.clear()
+    monkeypatch.setattr("sys.argv", ["verb", *arguments])
+    try:
+        run_command(verb_app(command))
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def test_an_option_may_have_several_values(monkeypatch):
+    assert run(monkeypatch, "--input", "a", "b", "--overwrite", "--input", "c") == 0
+    assert received == {"paths": ["a", "b", "c"], "size": 5, "overwrite": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--input"),
+        (["--input", "a", "--size", "0"], "--size"),
+        (["--input", "a", "--size", "many"], "--size"),
+        (["--input", "a", "--sise", "3"], "--sise"),
+        (["--input", "a", "--size", "3", "stray"], "stray"),
+        (["--input", "a", "--size", "13"], "size 13 is unlucky; give another --size"),
+    ],
+)
+def test_a_mistake_of_the_user_is_one_line_and_status_2(monkeypatch, capsys, arguments, message):
+    assert run(monkeypatch, *arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("recgpt: error: ")
+    assert output.err.count("\n") == 1
+    assert message in output.err
+
+
+def test_debug_shows_the_traceback_before_the_line(monkeypatch, capsys):
+    assert run(monkeypatch, "--input", "a", "--size", "13", "--debug") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "recgpt: error: size 13 is unlucky; give another --size"
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
+    with pytest.raises(ValueError, match="a mistake of ours"):
+        run(monkeypatch, "--input", "a", "--size", "14")
+
+
+def test_help_is_no_error(monkeypatch, capsys):
+    assert run(monkeypatch, "--help") == 0
+    assert "--overwrite" in capsys.readouterr().out
+    assert received == {}
+
+
+WORDS = st.text("ab/=.", min_size=1, max_size=4)
+
+
+@given(
+    before=st.lists(WORDS, max_size=2),
+    values=st.lists(WORDS, min_size=1, max_size=4),
+    other=st.sampled_from(["--output", "--debug"]),
+)
+def test_values_are_repeated_in_order_and_nothing_else_changes(before, values, other):
+    expanded = one_value_per_option([*before, "--input", *values, other, "x", "y"])
+    repeated = [part for value in values for part in ("--input", value)]
+    assert expanded == [*before, *repeated, other, "x", "y"]
+    assert one_value_per_option(expanded) == expanded

@@ -1,0 +1,29 @@
+"""Small random models for the retrieval tests."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from recgpt.config import ModelSettings, UserSettings
+from recgpt.model.gpt import GPT
+
+MakeModel = Callable[..., tuple[GPT, Tensor]]
+
+
+@pytest.fixture(scope="session")
+def make_model() -> MakeModel:
+    """A GPT in eval mode and an item table with vectors large enough that histories tell users apart."""
+
+    def make(num_items: int, *, max_history: int = 8, dtype: torch.dtype = torch.float64, seed: int = 0):
+        generator = torch.Generator().manual_seed(seed)
+        settings = ModelSettings(
+            width=8, layers=2, heads=2, max_history=max_history, user=UserSettings(buckets=5)
+        )
+        gpt = GPT(settings).to(dtype).eval()
+        for parameter in gpt.parameters():
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        return gpt, torch.randn(num_items + 1, 8, generator=generator).to(dtype)
+
+    return make
