@@ -212,7 +212,9 @@ def command(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", metavar="N", min=1, help="Training processes over all machines. Default: 1."),
+        typer.Option(
+            "--workers", metavar="N", min=1, help="Training processes over all machines. Default: 1."
+        ),
     ] = None,
     stages: Annotated[
         str | None,

@@ -32,9 +32,9 @@ class SplitSettings:
     protocol: Literal["leave_one_out", "time"] = "leave_one_out"
     """`leave_one_out`: the last item of a user is test, the one before validation. `time`: two instants."""
     valid_from: int | None = None
-    """Protocol `time`: first instant of validation, in the unit of the log. None: the 80 % quantile of all timestamps."""
+    """Protocol `time`: where validation begins, in the log's unit. None: after 80 % of interactions."""
     test_from: int | None = None
-    """Protocol `time`: first instant of test, in the unit of the log. None: the 90 % quantile of all timestamps."""
+    """Protocol `time`: where test begins, in the log's unit. None: after 90 % of interactions."""
 
 
 @dataclass(config=_STRICT)
@@ -46,7 +46,7 @@ class UserSettings:
     buckets: Positive = 4096
     """Rows of the user table (global)."""
     dropout: Rate = 0.5
-    """Probability that a training history is shown with the unknown user (row 0), so that new users are served well."""
+    """Share of training histories shown with the unknown user, so that new users are served well."""
 
 
 @dataclass(config=_STRICT)
@@ -75,7 +75,7 @@ class ItemTableSettings:
     """The item table: rows of item vectors, input and (tied) output of the model."""
 
     placement: Literal["auto", "replicated", "sharded"] = "auto"
-    """`replicated`: whole on every rank, its optimizer state under ZeRO. `sharded`: rows split over the ranks.
+    """`replicated`: whole on every rank, its state under ZeRO. `sharded`: rows split over the ranks.
     `auto`: sharded from `sharded_from_items` items on."""
     sharded_from_items: Positive = 100_000
     """Number of items (global) from which `auto` means `sharded`."""
@@ -124,7 +124,7 @@ class ValidationSettings:
     every_epochs: Positive = 1
     """Epochs between two validations."""
     max_users: Positive = 50_000
-    """Users validated at most (global), spread evenly over the dataset."""
+    """Users drawn for validation (global, about); those of them with a target are measured."""
 
 
 @dataclass(config=_STRICT)
@@ -145,7 +145,7 @@ class PromptSettings:
     interleaved_share: Rate = 0.25
     """Share of histories in which each real item is followed by one generated item."""
     last_share: Rate = 0.25
-    """Share of histories in which the last `last_items` inputs are replaced by generated ones. The rest stays plain."""
+    """Share of histories whose last `last_items` inputs are replaced by generated ones; the rest is plain."""
     last_items: Positive = 1
     """How many inputs the `last` placement replaces."""
 
@@ -232,7 +232,11 @@ def load_train_settings(path: str | None, overrides: Sequence[str] = ()) -> Trai
         values = _read_yaml(shipped_file("configs", path, ".yaml"))
     for override in overrides:
         _apply_override(values, override)
-    return from_dict(TrainSettings, values, " and ".join(filter(None, [path, "--set" if overrides else None])) or "settings")
+    return from_dict(
+        TrainSettings,
+        values,
+        " and ".join(filter(None, [path, "--set" if overrides else None])) or "settings",
+    )
 
 
 def shipped_file(folder: str, name: str, suffix: str) -> str:

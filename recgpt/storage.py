@@ -138,12 +138,17 @@ def staged_output(url: str, overwrite: bool) -> Iterator[str]:
         return
     final = Path(absolute(url))
     staging = final.with_name(f".{final.name}.partial")
-    previous = final.with_name(f".{final.name}.previous")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     yield str(staging)
-    shutil.rmtree(previous, ignore_errors=True)
-    if final.exists():
-        final.rename(previous)
-    staging.rename(final)
+    replace_folder(str(staging), str(final))
+
+
+def replace_folder(staging: str, final: str) -> None:
+    """Rename the local folder ``staging`` to ``final``; what stood there is removed only afterwards."""
+    previous = Path(final).with_name(f".{Path(final).name}.previous")
+    shutil.rmtree(previous, ignore_errors=True)  # left over if this was killed before
+    if Path(final).exists():
+        Path(final).rename(previous)
+    Path(staging).rename(final)
     shutil.rmtree(previous, ignore_errors=True)

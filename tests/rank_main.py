@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 import warnings
 
@@ -13,9 +14,8 @@ def main() -> None:
     file, function, rank, world_size, store, arguments = sys.argv[1:]
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world_size)
-    )
+    os.environ["LOCAL_RANK"] = rank  # as a launcher of several processes on one machine sets it
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world_size))
     specification = importlib.util.spec_from_file_location("test_module", file)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)

@@ -45,7 +45,7 @@ def epoch_units(
         row_counts: users in each row group of the dataset.
         lanes: the lanes wanted.
         total_lanes: lanes into which the epoch is cut.
-        window_users: least number of users in a window (unless the dataset has fewer).
+        window_users: least number of users in a window; the last one of the epoch may have fewer.
         shuffle: (seed, epoch).
         consumed: users to skip at the start of each lane, by lane number.
     """

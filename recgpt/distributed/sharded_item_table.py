@@ -86,9 +86,7 @@ class ShardedItemTable:
             self.loss_block_items,
             everywhere.excluded,
         )
-        return excluded.ranks(
-            collectives.sum_over_ranks(above_A)[everywhere.mine], target_T, self.num_rows
-        )
+        return excluded.ranks(collectives.sum_over_ranks(above_A)[everywhere.mine], target_T, self.num_rows)
 
     def take_gradient(self) -> tuple[Tensor | None, Tensor]:
         """The mean over ranks of the gradient since the last call, and forget it.
@@ -107,7 +105,6 @@ class ShardedItemTable:
         """Rows of this shard, int64 [T]; -1 where another rank owns the item."""
         here = (item_index_T >= self.first) & (item_index_T < self.end)
         return torch.where(here, item_index_T - self.first, -1)
-
 
     def _gather(self, interest_TD: Tensor, excluded: ExcludedPairs) -> "_Everywhere":
         device = interest_TD.device

@@ -77,7 +77,9 @@ class CausalSelfAttention(nn.Module):
 
     def extend(self, x_BD: Tensor, position_B: Tensor, cache: KeyValueCache) -> Tensor:
         """One more token per history, at ``position_B`` (int64); writes into the cache."""
-        query_BHK, key_BHK, value_BHK = self.query_key_value(x_BD).view(-1, 3, self.heads, self.head_width).unbind(1)
+        query_BHK, key_BHK, value_BHK = (
+            self.query_key_value(x_BD).view(-1, 3, self.heads, self.head_width).unbind(1)
+        )
         rows = torch.arange(len(x_BD), device=x_BD.device)
         cache.key_BHSK[rows, :, position_B] = key_BHK
         cache.value_BHSK[rows, :, position_B] = value_BHK

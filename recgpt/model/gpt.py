@@ -4,7 +4,9 @@ Shapes: T tokens of B histories laid end to end, D width. A token's input is
 item vector + user vector + position vector + segment vector (Zhang et al. 2024, section 3).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -65,9 +67,7 @@ class GPT(nn.Module):
         self.settings = settings
         self.position = nn.Embedding(settings.max_history, settings.width)
         self.segment = nn.Embedding(2, settings.width)
-        self.user: nn.Embedding | None = None
-        if settings.user.kind == "hashed":
-            self.user = nn.Embedding(settings.user.buckets + 1, settings.width)
+        self.user = user_module(settings)
         self.dropout = nn.Dropout(settings.dropout)
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.layers))
         self.final_norm = nn.LayerNorm(settings.width)
@@ -105,7 +105,7 @@ class GPT(nn.Module):
         assert layout.longest + extra <= self.settings.max_history, "no room to append generated items"
         x_TD = self._embed(item_TD, layout, user_row_B, None, None)
         caches = []
-        for block in self.blocks:
+        for block in cast(Iterable[Block], self.blocks):
             x_TD, cache = block.prefill(x_TD, layout, extra)
             caches.append(cache)
         last_B = layout.offsets[1:] - 1
@@ -115,7 +115,7 @@ class GPT(nn.Module):
         """Append one item to each history and return the next interest vectors [B, D]; updates ``state``."""
         segment_B = torch.full_like(state.next_position, segment)
         x_BD = self._sum_inputs(item_BD, state.user_row, segment_B, state.next_position)
-        for block, cache in zip(self.blocks, state.caches, strict=True):
+        for block, cache in zip(cast(Iterable[Block], self.blocks), state.caches, strict=True):
             x_BD = block.extend(x_BD, state.next_position, cache)
         state.next_position = state.next_position + 1
         return self.final_norm(x_BD)
@@ -148,6 +148,13 @@ class GPT(nn.Module):
         if self.user is not None:
             x_TD = x_TD + self.user(user_row_T)
         return self.dropout(x_TD)
+
+
+def user_module(settings: ModelSettings) -> nn.Module | None:
+    """A vector for each user row, ``UNKNOWN_USER`` being one of them; None if the model is not personal."""
+    if settings.user.kind == "none":
+        return None
+    return nn.Embedding(settings.user.buckets + 1, settings.width)
 
 
 def _initialise(module: nn.Module) -> None:

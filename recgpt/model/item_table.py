@@ -41,9 +41,7 @@ class ItemTable(nn.Module):
         """
         score_T = (interest_TD * self.weight[target_T]).sum(1)
         others = excluded.with_targets(target_T)
-        above_T = count_at_least(
-            interest_TD, score_T, self.weight, 1, self.loss_block_items, others
-        )
+        above_T = count_at_least(interest_TD, score_T, self.weight, 1, self.loss_block_items, others)
         return excluded.ranks(above_T, target_T, len(self.weight))
 
 

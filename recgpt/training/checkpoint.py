@@ -55,7 +55,7 @@ def save(
     folder = storage.join(run, FOLDER, name)
     files: dict[str, bytes] = {}
     if collectives.rank() == 0:
-        storage.remove(folder)
+        _remove(folder)
         files[DENSE_FILE] = safetensors.torch.save(dense)
         files[DENSE_OPTIMIZER_FILE] = safetensors.torch.save(dense_optimizer)
     if table is not None:
@@ -85,17 +85,16 @@ def finished(run: str) -> list[str]:
 
 
 def keep_only(run: str, names: Iterable[str]) -> None:
-    """Remove all other checkpoints, finished or not; the manifest goes first."""
+    """Remove all other checkpoints, finished or not."""
     kept = set(names)
     folder = storage.join(run, FOLDER)
     for name in storage.list_names(folder):
         if name.startswith(_PREFIX) and name not in kept:
-            storage.remove(storage.join(folder, name, MANIFEST_FILE))
-            storage.remove(storage.join(folder, name))
+            _remove(storage.join(folder, name))
 
 
 def load_state(run: str, name: str) -> dict[str, Any]:
-    return storage.read_json(storage.join(run, FOLDER, name, STATE_FILE))
+    return json.loads(_read(run, name, STATE_FILE))
 
 
 def load_dense(run: str, name: str) -> dict[str, Tensor]:
@@ -107,7 +106,7 @@ def load_dense_optimizer(run: str, name: str) -> dict[str, Tensor]:
 
 
 def load_table_rows(run: str, name: str, first: int, end: int) -> dict[str, Tensor]:
-    """Rows ``first`` to ``end`` (exclusive) of every tensor of the sharded table, whatever ranks wrote them."""
+    """Rows ``first`` to ``end`` (exclusive) of every tensor of the sharded table, whoever wrote them."""
     layout = storage.read_json(storage.join(run, FOLDER, name, MANIFEST_FILE))["item_table"]
     pieces: dict[str, list[Tensor]] = {}
     for shard in range(layout["shards"]):
@@ -124,6 +123,11 @@ def _table_file(shard: int) -> str:
     return f"item_table-{shard:05d}.safetensors"
 
 
+def _remove(folder: str) -> None:
+    storage.remove(storage.join(folder, MANIFEST_FILE))  # first: half removed is not finished
+    storage.remove(folder)
+
+
 def _write(folder: str, file: str, data: bytes) -> dict[str, Any]:
     storage.write_bytes(storage.join(folder, file), data)
     return {"file": file, "bytes": len(data), "sha256": storage.checksum_of(data)}
@@ -138,16 +142,29 @@ def _gather(value: Any) -> list[Any]:
     return values
 
 
-def _load(run: str, name: str, file: str) -> dict[str, Tensor]:
+def _read(run: str, name: str, file: str) -> bytes:
+    """A file of a finished checkpoint. Raises ``UserError`` if it is not as the manifest says."""
     folder = storage.join(run, FOLDER, name)
     manifest = storage.read_json(storage.join(folder, MANIFEST_FILE))
     expected = {entry["file"]: entry["sha256"] for entry in manifest["files"]}
     try:
         data = storage.read_bytes(storage.join(folder, file))
     except FileNotFoundError:
-        raise UserError(f"{folder}/{file}: missing; remove the checkpoint folder to use an older one") from None
+        raise UserError(
+            f"{folder}/{file}: missing; remove the checkpoint folder to use an older one"
+        ) from None
     if storage.checksum_of(data) != expected.get(file):
         raise UserError(
             f"{folder}/{file}: damaged (wrong checksum); remove the checkpoint folder to use an older one"
         )
-    return safetensors.torch.load(data)
+    return data
+
+
+def _load(run: str, name: str, file: str) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(_read(run, name, file))
+    except safetensors.SafetensorError as error:
+        url = storage.join(run, FOLDER, name, file)
+        raise UserError(
+            f"{url}: not safetensors ({error}); remove the checkpoint folder to use an older one"
+        ) from None

@@ -5,7 +5,6 @@ depend on the ZeRO stage or on the number of workers.
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -17,8 +16,17 @@ from torch import Tensor, nn
 from recgpt import storage
 from recgpt.config import OptimizerSettings, shipped_file
 from recgpt.errors import UserError
+from recgpt.training.model import NextItemModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch.optim.AdamW's names
+
+_DECIDED_HERE = {
+    # Batches are counted in tokens, not in samples: DeepSpeed is told one sample per rank and step.
+    "train_micro_batch_size_per_gpu": 1,
+    "gradient_accumulation_steps": 1,
+    # Left out, DeepSpeed clips at a norm of 1, and a sharded table would not be part of that norm.
+    "gradient_clipping": 0.0,
+}
 
 
 def _import_deepspeed() -> Any:
@@ -46,17 +54,20 @@ def read_deepspeed_config(name: str) -> dict[str, Any]:
     """
     path = shipped_file("deepspeed_configs", name, ".json")
     config = storage.read_json(path)
-    ours = {"optimizer", "scheduler", "train_batch_size", "train_micro_batch_size_per_gpu"}
-    for key in sorted(ours & set(config)):
+    for key in sorted({"optimizer", "scheduler", "train_batch_size", *_DECIDED_HERE} & set(config)):
         raise UserError(f"{path}: {key} is decided by RecGPT's settings; remove it from the DeepSpeed file")
     return config
 
 
 class DenseEngine:
-    """A module whose parameters are trained under ZeRO."""
+    """A model whose parameters are trained under ZeRO."""
 
-    def __init__(self, module: nn.Module, optimizer: OptimizerSettings, deepspeed_config: dict[str, Any]):
+    def __init__(self, module: NextItemModel, optimizer: OptimizerSettings, deepspeed_config: dict[str, Any]):
         self._deepspeed = _import_deepspeed()
+        # Under ZeRO-3 DeepSpeed's hooks take a parameter away again after each use, which leaves
+        # only the training step itself: everything else reads a copy.
+        stage = deepspeed_config.get("zero_optimization", {}).get("stage", 0)
+        self._twin = module.twin() if stage == 3 else None
         inner = torch.optim.AdamW(
             module.parameters(),
             lr=optimizer.learning_rate,
@@ -64,17 +75,10 @@ class DenseEngine:
             eps=optimizer.epsilon,
             weight_decay=optimizer.weight_decay,
         )
-        # Batches are counted in tokens, not in samples: DeepSpeed is told one sample per rank and step.
-        config = {**deepspeed_config, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+        config = {**deepspeed_config, **_DECIDED_HERE}
         with _quiet():
             self._engine, *_ = self._deepspeed.initialize(model=module, optimizer=inner, config=config)
         self.stage = int(self._engine.zero_optimization_stage())
-
-    def train(self) -> None:
-        self._engine.train()
-
-    def eval(self) -> None:
-        self._engine.eval()
 
     def __call__(self, *inputs: Any) -> Any:
         return self._engine(*inputs)
@@ -89,14 +93,19 @@ class DenseEngine:
         self._engine.step()
 
     @contextlib.contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Inside, every parameter is whole on every rank, for reading."""
-        if self.stage < 3:
-            yield
+    def readable(self) -> Iterator[NextItemModel]:
+        """The model with its current weights, whole on every rank, in evaluation mode. Collective."""
+        if self._twin is not None:
+            ours = self._twin.named_parameters()
+            with self._deepspeed.zero.GatheredParameters(list(self._engine.module.parameters())):
+                current = dict(self._engine.module.named_parameters())
+                for name, parameter in ours:
+                    parameter.data.copy_(current[name].data)
+            yield self._twin
             return
-        parameters = list(self._engine.module.parameters())
-        with self._deepspeed.zero.GatheredParameters(parameters):
-            yield
+        self._engine.eval()
+        yield self._engine.module
+        self._engine.train()
 
     def weights(self) -> dict[str, Tensor]:
         """All parameters by name, whole, float32 on the CPU. Collective."""
@@ -104,7 +113,7 @@ class DenseEngine:
         return {name: get(parameter).cpu().clone() for name, parameter in self._named_parameters()}
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Both moments of every parameter (``exp_avg/NAME`` ...), whole, float32, and ``step``. Collective."""
+        """Both moments of every parameter (``exp_avg/NAME``), whole, float32, and ``step``. Collective."""
         get = self._deepspeed.utils.safe_get_full_optimizer_state
         self._create_optimizer_state()
         state = {
@@ -150,7 +159,7 @@ class DenseEngine:
         if self.stage < 3:
             zero._lazy_init_hp_params_optimizer_state()
 
-    def _set_moment(self, parameter: nn.Parameter, value: Tensor, moment: str) -> None:
+    def _set_moment(self, parameter: Any, value: Tensor, moment: str) -> None:
         utils = self._deepspeed.utils
         if self.stage < 3:
             utils.safe_set_full_optimizer_state(parameter, value, moment)

@@ -20,7 +20,9 @@ _GPT_PREFIX = "gpt."
 def export_checkpoint(folder: str, name: str, settings: TrainSettings, dataset: HistoryDataset) -> None:
     """Write checkpoint ``name`` as a model into the run's folder; one process does it."""
     dense = checkpoint.load_dense(folder, name)
-    gpt = {key.removeprefix(_GPT_PREFIX): value for key, value in dense.items() if key.startswith(_GPT_PREFIX)}
+    gpt = {
+        key.removeprefix(_GPT_PREFIX): value for key, value in dense.items() if key.startswith(_GPT_PREFIX)
+    }
     info = ModelInfo(
         num_items=dataset.num_items,
         vocabulary_fingerprint=dataset.manifest.vocabulary_fingerprint,

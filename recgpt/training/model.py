@@ -3,6 +3,7 @@
 Shapes: T tokens of B histories laid end to end, D width.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,11 +64,18 @@ class NextItemModel(nn.Module):
         has_target = batch.target_T != PADDING_INDEX
         return self.item_table.loss_sum(interest_TD[has_target], batch.target_T[has_target])
 
+    def twin(self) -> "NextItemModel":
+        """A copy in evaluation mode with weights of its own; a sharded table is shared."""
+        table = copy.deepcopy(self.item_table) if isinstance(self.item_table, nn.Module) else self.item_table
+        return NextItemModel(copy.deepcopy(self.gpt), table).requires_grad_(False).eval()
+
     def interest(self, batch: TrainingBatch, layout: Layout) -> Tensor:
         """Interest vectors, float32 [T, D]; the GPT computes in bfloat16 on CUDA."""
         item_TD = self.item_table(batch.item_index_T)
         with torch.autocast("cuda", torch.bfloat16, enabled=item_TD.is_cuda):
-            return self.gpt(item_TD, layout, batch.user_row_B, batch.segment_T, batch.position_T).to(item_TD.dtype)
+            return self.gpt(item_TD, layout, batch.user_row_B, batch.segment_T, batch.position_T).to(
+                item_TD.dtype
+            )
 
 
 def build_model(settings: TrainSettings, num_items: int, device: torch.device) -> NextItemModel:

@@ -60,7 +60,9 @@ def prompted_batch(
     Args:
         user_hash_B: int64, decides the placement together with ``draw_key`` (seed, epoch).
     """
-    draws = torch.from_numpy(uniform(user_hash_B.numpy(), *draw_key, _DRAW_PLACEMENT)).to(plain.offsets.device)
+    draws = torch.from_numpy(uniform(user_hash_B.numpy(), *draw_key, _DRAW_PLACEMENT)).to(
+        plain.offsets.device
+    )
     interleaved_B = draws < prompts.interleaved_share
     last_B = ~interleaved_B & (draws < prompts.interleaved_share + prompts.last_share)
     with torch.no_grad():
@@ -114,8 +116,6 @@ def _replace_last(model: NextItemModel, plain: TrainingBatch, chosen_B: Tensor, 
         model.item_table(history), kept_layout, plain.user_row_B[rows], count - 1
     )
     for step in range(count):
-        if step:
-            interest_BD = model.gpt.extend(model.item_table(generated), SEGMENT_GENERATED, state)
         generated = model.item_table.best_item(interest_BD, excluded)
         place = plain.offsets[rows] + kept_lengths + step
         item_index_T[place] = generated
@@ -124,6 +124,8 @@ def _replace_last(model: NextItemModel, plain: TrainingBatch, chosen_B: Tensor, 
         excluded = ExcludedPairs(
             torch.cat([excluded.token_P, numbers]), torch.cat([excluded.item_P, generated])
         )
+        if step + 1 < count:
+            interest_BD = model.gpt.extend(model.item_table(generated), SEGMENT_GENERATED, state)
     return TrainingBatch(
         item_index_T, plain.target_T, segment_T, plain.position_T, plain.offsets, plain.user_row_B
     )
@@ -147,4 +149,3 @@ def _interleave(batch: TrainingBatch, generated_T: Tensor, chosen_B: Tensor) -> 
         offsets=ends[batch.offsets],
         user_row_B=batch.user_row_B,
     )
-

@@ -1,15 +1,14 @@
 """The folder of a run: started, gone on with, finished, replaced.
 
-    settings.json     resolved settings and the dataset's fingerprint, written first
-    metrics.jsonl     one JSON object per line: training every few steps, validation every epoch
-    tensorboard/      the same as TensorBoard events
-    checkpoints/      the newest and the best
-    model/            the export of the final model
-    manifest.json     written last: with it the run is finished
+settings.json     resolved settings and the dataset's fingerprint, written first
+metrics.jsonl     one JSON object per line: training every few steps, validation every epoch
+tensorboard/      the same as TensorBoard events
+checkpoints/      the newest and the best
+model/            the export of the final model
+manifest.json     written last: with it the run is finished
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ def is_finished(run: str) -> bool:
 def open_run(run: str, settings: TrainSettings, vocabulary_fingerprint: str, overwrite: bool) -> str:
     """The folder to train in: ``run`` itself, or a hidden one beside it while a finished run is replaced.
 
+    On an object store a finished run that is to be replaced is removed at once.
     An unfinished run with the same settings is gone on with. Raises ``UserError`` if the folder holds a
     finished run and ``overwrite`` is not given, an unfinished one with other settings, or something else.
     """
@@ -64,10 +64,7 @@ def finish_run(folder: str, run: str, summary: dict[str, Any]) -> None:
     storage.write_json(storage.join(folder, MANIFEST_FILE), summary)
     if folder == run:
         return
-    previous = Path(run).with_name(f".{Path(run).name}.previous")
-    Path(run).rename(previous)
-    Path(folder).rename(run)
-    shutil.rmtree(previous)
+    storage.replace_folder(folder, run)
 
 
 def read_metrics(folder: str, until_step: int) -> list[dict[str, Any]]:
@@ -85,8 +82,9 @@ def write_metrics(folder: str, lines: list[dict[str, Any]]) -> None:
 
 
 def _replacement(run: str) -> str:
-    if not storage.is_local(run):
+    if not storage.is_local(run):  # an object store cannot rename: the old run goes before the new one
         storage.remove(storage.join(run, MANIFEST_FILE))
+        storage.remove(run)
         return run
     return str(Path(run).with_name(f".{Path(run).name}.partial"))
 
@@ -97,6 +95,8 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         if key in _MAY_DIFFER or old.get(key) == new.get(key):
             continue
         if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
-            return _difference(old[key], new[key], f"{prefix}{key}.") or None
+            if difference := _difference(old[key], new[key], f"{prefix}{key}."):
+                return difference
+            continue
         return f"{prefix}{key}"
     return None

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from recgpt.config import OptimizerSettings, StageSettings, TrainSettings
+from recgpt.config import StageSettings, TrainSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.data.packing import LaneStep, empty_step, lane_steps
 from recgpt.data.plan import ReadUnit, epoch_units
@@ -66,21 +66,17 @@ def train(
     init_process_group()
     trainer = Trainer(settings, dataset, folder, read_units, recorder)
     newest = checkpoint.newest(folder)
-    state = TrainingState(**checkpoint.load_state(folder, newest)) if newest else None
-    best: str | None = None
-    for stage in settings.stages:
-        if state and settings.stages.index(stage) < settings.stages.index(state.stage):
-            continue
-        if state and state.stage == stage:
-            trainer.resume(state, newest)
-        else:
-            trainer.start_stage(stage, weights_from=best)
+    if newest:
+        trainer.resume(newest)
+    stages: list[str] = list(settings.stages)
+    for stage in stages[stages.index(trainer.state.stage) if newest else 0 :]:
+        if stage != trainer.state.stage:
+            trainer.start_stage(stage, weights_from=trainer.state.best_checkpoint)
         trainer.run_stage()
-        best = trainer.state.best_checkpoint
-        assert best is not None, "a stage validates at least once"
         trainer.finish_stage()
     if collectives.rank() == 0:
-        export.export_checkpoint(folder, best, settings, dataset)
+        assert trainer.state.best_checkpoint, "a stage validates at least once"
+        export.export_checkpoint(folder, trainer.state.best_checkpoint, settings, dataset)
     collectives.barrier()
     return trainer.state.finished_stages
 
@@ -106,6 +102,7 @@ class Trainer:
         time_bounds = resolve_time_bounds(settings.data.split, dataset.manifest)
         self.validator = Validator(dataset, settings, time_bounds, self.device)
         self.state = TrainingState(stage="")
+        self.table_optimizer: RowAdamW | None = None
 
     # Stages
 
@@ -117,22 +114,19 @@ class Trainer:
             consumed=[0] * self.settings.data.lanes,
             finished_stages=self.state.finished_stages,
         )
-        self._build(weights_from)
+        self._build(weights_from, with_moments=False)
         self.recorder.restart(self.state.step)
 
-    def resume(self, state: TrainingState, name: str) -> None:
+    def resume(self, name: str) -> None:
         """Go on from a checkpoint, exactly where it was written."""
-        self.state = state
-        self._build(name)
-        self.engine.load_optimizer_state(checkpoint.load_dense_optimizer(self.folder, name))
-        self.recorder.restart(state.step)
+        self.state = TrainingState(**checkpoint.load_state(self.folder, name))
+        self._build(name, with_moments=True)
+        self.recorder.restart(self.state.step)
 
     def run_stage(self) -> None:
         """Epochs until the stage's limit, or until validation has not improved for ``patience`` times."""
         stage = self._stage_settings
-        while (
-            self.state.epoch < stage.max_epochs and self.state.validations_without_best < stage.patience
-        ):
+        while self.state.epoch < stage.max_epochs and self.state.validations_without_best < stage.patience:
             self._run_epoch()
             self.state.epoch += 1
             self.state.consumed = [0] * self.settings.data.lanes
@@ -153,7 +147,6 @@ class Trainer:
     # Epochs and steps
 
     def _run_epoch(self) -> None:
-        self.engine.train()
         for lane_step in self._steps_of_epoch():
             num_targets, num_users = self._agree(lane_step)
             if not num_users:
@@ -185,9 +178,9 @@ class Trainer:
         """Targets and users of the step over all ranks; moves the cursor of every lane."""
         counts = torch.zeros(1 + self.settings.data.lanes, dtype=torch.int64, device=self.device)
         counts[0] = len(lane_step.batch.target_T)
-        for lane, users in lane_step.users.items():
-            counts[1 + lane] = users
-        num_targets, *users = collectives.sum_over_ranks(counts).tolist()
+        for lane, taken in lane_step.users.items():
+            counts[1 + lane] = taken
+        num_targets, *users = map(int, collectives.sum_over_ranks(counts).tolist())
         self.state.consumed = [done + new for done, new in zip(self.state.consumed, users, strict=True)]
         return num_targets, sum(users)
 
@@ -196,13 +189,14 @@ class Trainer:
         plain = plain_batch(self.model, lane_step.batch, self.settings, epoch, self.device)
         if self.state.stage != "prompt_tune":
             return plain
-        self.engine.eval()
-        with self.engine.gathered():
-            prompted = prompted_batch(
-                self.model, plain, lane_step.batch.user_hash_B, self.settings.prompts, (self.settings.seed, epoch)
+        with self.engine.readable() as model:
+            return prompted_batch(
+                model,
+                plain,
+                lane_step.batch.user_hash_B,
+                self.settings.prompts,
+                (self.settings.seed, epoch),
             )
-        self.engine.train()
-        return prompted
 
     def _optimize(self, batch: TrainingBatch, num_targets: int) -> torch.Tensor:
         """One optimizer step; returns this rank's sum of the loss.
@@ -217,7 +211,7 @@ class Trainer:
         self.engine.backward(loss_sum * (collectives.world_size() / num_targets))
         self.engine.step(self._learning_rate())
         if self.table_optimizer:
-            self.table_optimizer.step(self._learning_rate(), *self.model.item_table.take_gradient())
+            self.table_optimizer.step(self._learning_rate())
         self.state.step += 1
         self.state.stage_step += 1
         return loss_sum.detach()
@@ -225,9 +219,8 @@ class Trainer:
     # Validation and checkpoints
 
     def _validate(self) -> None:
-        self.engine.eval()
-        with self.engine.gathered():
-            metrics = self.validator.measure(self.model)
+        with self.engine.readable() as model:
+            metrics = self.validator.measure(model)
         value = metrics[self.settings.validation.metric]
         if self.state.best_value is None or value > self.state.best_value:
             self.state.best_value = value
@@ -239,7 +232,9 @@ class Trainer:
 
     def _save(self) -> None:
         name = checkpoint.checkpoint_name(self.state.step)
-        table = self._table_rows()
+        table = None
+        if self.table_optimizer:
+            table = checkpoint.TableRows(self.dataset.num_items + 1, self.table_optimizer.tensors())
         state, weights = asdict(self.state), self.engine.weights()
         checkpoint.save(self.folder, name, state, weights, self.engine.optimizer_state(), table)
         self.recorder.flush()
@@ -247,32 +242,24 @@ class Trainer:
             newest = checkpoint.finished(self.folder)[-self.settings.keep_checkpoints :]
             checkpoint.keep_only(self.folder, {*newest, self.state.best_checkpoint or name})
 
-    def _build(self, weights_from: str | None) -> None:
+    def _build(self, weights_from: str | None, with_moments: bool) -> None:
+        """Model, engine and table optimizer, with weights and perhaps moments of a checkpoint."""
         self.model = build_model(self.settings, self.dataset.num_items, self.device)
         if weights_from:
             self.model.load_state_dict(checkpoint.load_dense(self.folder, weights_from))
         optimizer = self._stage_settings.optimizer
         self.engine = DenseEngine(self.model, optimizer, read_deepspeed_config(self.settings.deepspeed))
+        if weights_from and with_moments:
+            self.engine.load_optimizer_state(checkpoint.load_dense_optimizer(self.folder, weights_from))
         self.table_optimizer = None
         if isinstance(self.model.item_table, ShardedItemTable):
-            self._build_table_optimizer(self.model.item_table, optimizer, weights_from)
-
-    def _build_table_optimizer(
-        self, table: ShardedItemTable, optimizer: OptimizerSettings, weights_from: str | None
-    ) -> None:
-        self.table_optimizer = RowAdamW(table.rows, optimizer)
-        if weights_from:
-            saved = checkpoint.load_table_rows(self.folder, weights_from, table.first, table.end)
-            for key, tensor in self._table_rows().tensors.items():
-                tensor.copy_(saved[key])
-        if self.state.stage_step == 0:
-            self.table_optimizer.reset(optimizer)
-
-    def _table_rows(self) -> checkpoint.TableRows | None:
-        if self.table_optimizer is None:
-            return None
-        table = self.model.item_table
-        return checkpoint.TableRows(table.num_rows, {"rows": table.rows, **self.table_optimizer.state()})
+            self.table_optimizer = RowAdamW(self.model.item_table, optimizer)
+        if self.table_optimizer and weights_from:
+            first, end = self.table_optimizer.table.first, self.table_optimizer.table.end
+            saved = checkpoint.load_table_rows(self.folder, weights_from, first, end)
+            for name, tensor in self.table_optimizer.tensors().items():
+                if with_moments or name == "rows":
+                    tensor.copy_(saved[name])
 
     @property
     def _stage_settings(self) -> StageSettings:

@@ -9,27 +9,32 @@ Shapes: B users of a batch, T tokens of their histories.
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from recgpt.config import TrainSettings
-from recgpt.data.dataset import HistoryDataset
+from recgpt.data.dataset import HistoryDataset, RowGroup
 from recgpt.data.hashing import uniform
 from recgpt.data.packing import Histories
 from recgpt.data.sequences import split_histories
 from recgpt.distributed import collectives
+from recgpt.evaluation.metrics import rank_metrics
 from recgpt.model.attention import Layout
 from recgpt.model.scoring import ExcludedPairs
-from recgpt.schema import TARGET
+from recgpt.schema import TARGET, USER_HASH
 from recgpt.training.model import NextItemModel, TrainingBatch
 
 _BATCH_USERS = 512
 _DRAW_VALIDATED = 3
-CUTOFFS = (5, 10, 20)
 
 
 class Validator:
-    """Holds this rank's share of the validation users, and measures the model on them."""
+    """Holds this rank's share of the validation users, and measures the model on them.
+
+    Where the dataset has more than ``max_users`` users, a random sample of about that many is held,
+    the same at every validation.
+    """
 
     def __init__(
         self,
@@ -40,40 +45,29 @@ class Validator:
     ):
         self._settings = settings
         self._device = device
-        share = min(1.0, settings.validation.max_users / max(dataset.num_users, 1))
         mine = dataset.row_groups[collectives.rank() :: collectives.world_size()]
         tables = [
-            split_histories(dataset.read_row_group(group), settings.data.split, "valid", time_bounds)
+            split_histories(_sample(dataset, group, settings), settings.data.split, "valid", time_bounds)
             for group in mine
         ]
         histories = Histories.concatenate([Histories.from_table(table) for table in tables])
         targets = np.concatenate([np.empty(0, np.int64), *(table[TARGET].to_numpy() for table in tables)])
-        chosen = np.flatnonzero(uniform(histories.user_hash, settings.seed, _DRAW_VALIDATED) < share)
         # Similar lengths side by side: attention inside a batch is padded to the longest.
-        chosen = chosen[np.argsort(np.diff(histories.offsets)[chosen], kind="stable")]
+        order = np.argsort(np.diff(histories.offsets), kind="stable")
         self._batches = [
             (histories.select(part), torch.from_numpy(targets[part].astype(np.int64)))
-            for part in np.array_split(chosen, -(-len(chosen) // _BATCH_USERS) or 1)
+            for part in np.array_split(order, -(-len(order) // _BATCH_USERS) or 1)
         ]
 
     @torch.no_grad()
     def measure(self, model: NextItemModel) -> dict[str, float]:
         """hit_rate@k and ndcg@k for k = 5, 10, 20, and num_users, over all ranks. Collective."""
-        sums = torch.zeros(2 * len(CUTOFFS) + 1, dtype=torch.float64, device=self._device)
-        for batch in self._same_number_everywhere():
-            rank_B = self._ranks(model, *batch).double()
-            gain_B = 1 / torch.log2(1 + rank_B)
-            sums[-1] += len(rank_B)
-            for index, cutoff in enumerate(CUTOFFS):
-                found_B = rank_B <= cutoff
-                sums[2 * index] += found_B.sum()
-                sums[2 * index + 1] += gain_B[found_B].sum()
-        *totals, num_users = collectives.sum_over_ranks(sums).tolist()
-        metrics = {"num_users": num_users}
-        for index, cutoff in enumerate(CUTOFFS):
-            metrics[f"hit_rate@{cutoff}"] = totals[2 * index] / max(num_users, 1)
-            metrics[f"ndcg@{cutoff}"] = totals[2 * index + 1] / max(num_users, 1)
-        return metrics
+        mine = torch.cat([self._ranks(model, *batch) for batch in self._same_number_everywhere()])
+        sizes = collectives.gather_sizes(len(mine), self._device)
+        ranks = collectives.gather_rows(mine, sizes).cpu().double().numpy()
+        metrics = rank_metrics(ranks if len(ranks) else np.array([np.inf]))  # without users all are 0
+        del metrics["mrr"]  # of the whole catalogue, not of a served list: another figure than evaluation's
+        return {"num_users": float(len(ranks)), **metrics}
 
     def _same_number_everywhere(self) -> Iterator[tuple[Histories, Tensor]]:
         """This rank's batches, filled up with empty ones: scoring a sharded table is collective."""
@@ -105,3 +99,10 @@ class Validator:
         interest_BD = model.interest(batch, layout)[input_offsets[1:] - 1]
         return model.item_table.rank_of(interest_BD, target_B.to(self._device), excluded)
 
+
+def _sample(dataset: HistoryDataset, group: RowGroup, settings: TrainSettings) -> pa.Table:
+    """The users of a row group who are validated: a share that does not depend on the number of ranks."""
+    share = settings.validation.max_users / dataset.num_users
+    table = dataset.read_row_group(group)
+    draws = uniform(table[USER_HASH].to_numpy(), settings.seed, _DRAW_VALIDATED)
+    return table.filter(pa.array(draws < share))

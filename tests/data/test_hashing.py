@@ -1,11 +1,11 @@
-"""The hash of ids: stable values, independence of chunks and slices, even parts."""
+"""The hash of ids and the draws made of it: stable values, independence of chunks and slices, even parts."""
 
 import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recgpt.data.hashing import part_of_hash, stable_hash
+from recgpt.data.hashing import part_of_hash, stable_hash, uniform
 
 
 def splitmix64(x: int) -> int:
@@ -59,3 +59,39 @@ def test_parts_are_in_the_order_of_the_hash():
     hashes = np.array([-(2**63), -1, 0, 2**63 - 1])
     assert part_of_hash(hashes, 4).tolist() == [0, 1, 2, 3]
     assert part_of_hash(hashes, 1).tolist() == [0, 0, 0, 0]
+
+
+def plain_uniform(value, *key):
+    mixed = splitmix64(value % 2**64)
+    for number in key:
+        mixed = splitmix64(mixed ^ splitmix64(number))
+    return (mixed >> 11) / 2**53
+
+
+def test_a_draw_is_the_first_53_bits_of_the_mixed_hash():
+    assert uniform(np.array([0])).tolist() == [(0xE220A8397B1DCDAF >> 11) / 2**53]
+    assert uniform(np.array([], np.int64), 1).tolist() == []
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1)), st.lists(st.integers(0, 2**64 - 1), max_size=3))
+def test_draws_follow_the_plain_formula_and_lie_in_0_to_1(values, key):
+    draws = uniform(np.array(values, np.int64), *key)
+    assert draws.tolist() == [plain_uniform(value, *key) for value in values]
+    assert ((draws >= 0) & (draws < 1)).all()
+
+
+def test_a_draw_depends_on_its_own_hash_alone():
+    hashes = np.arange(-50, 50)
+    draws = uniform(hashes, 3, 4)
+    assert uniform(hashes[::-1].copy(), 3, 4).tolist() == draws[::-1].tolist()
+    assert uniform(hashes[7:8], 3, 4).tolist() == draws[7:8].tolist()
+
+
+def test_draws_are_even_and_those_of_different_keys_independent():
+    hashes = np.arange(20_000)
+    keys = [(), (0,), (1,), (0, 1), (1, 0), (0, 0)]
+    draws = np.array([uniform(hashes, *key) for key in keys])
+    assert abs(draws.mean(1) - 0.5).max() < 0.01
+    assert (np.histogram(draws[1], bins=10, range=(0, 1))[0] > 1_800).all()
+    correlation = np.corrcoef(draws) - np.eye(len(keys))
+    assert abs(correlation).max() < 0.03

@@ -1,0 +1,165 @@
+"""Training on real gloo ranks: any number of workers, any ZeRO stage, either placement, resumed or not."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from recgpt.config import TrainSettings, from_dict, to_dict
+from recgpt.data.dataset import HistoryDataset
+from recgpt.data.plan import read_unit
+from recgpt.distributed import collectives
+from recgpt.training import recorder as recorder_module
+from recgpt.training import run_folder
+from recgpt.training.recorder import Recorder
+from recgpt.training.trainer import train
+
+NUM_ITEMS = 30
+
+# Without dropout the ranks draw nothing, so that one rank and several compute the same.
+SETTINGS = {
+    "model": {"width": 8, "layers": 2, "heads": 2, "max_history": 6, "dropout": 0.0, "user": {"buckets": 5}},
+    "item_table": {"loss_block_items": 7},
+    "data": {"tokens_per_batch": 24, "lanes": 4, "shuffle_window_users": 16},
+    "pretrain": {"max_epochs": 3, "optimizer": {"learning_rate": 0.01, "warmup_steps": 5}},
+    "prompt_tune": {"max_epochs": 2, "optimizer": {"learning_rate": 0.01, "warmup_steps": 0}},
+    "prompts": {"interleaved_share": 0.4, "last_share": 0.4},
+}
+VARIANTS = {
+    "zero1": {"deepspeed": "zero1", "item_table": {"placement": "replicated", "loss_block_items": 7}},
+    "zero2": {"deepspeed": "zero2", "item_table": {"placement": "replicated", "loss_block_items": 7}},
+    "zero3": {"deepspeed": "zero3", "item_table": {"placement": "replicated", "loss_block_items": 7}},
+    "sharded-zero1": {"deepspeed": "zero1", "item_table": {"placement": "sharded", "loss_block_items": 7}},
+    "sharded-zero3": {"deepspeed": "zero3", "item_table": {"placement": "sharded", "loss_block_items": 7}},
+}
+# float32, and sums over ranks in another order; Adam turns tiny differences of gradients into larger ones.
+LOSS_TOLERANCE = 2e-4
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, write_dataset) -> str:
+    """60 users who walk around a circle of items, in row groups of 9."""
+    draw = random.Random(0)
+    histories = {}
+    for user in range(60):
+        start, length = draw.randrange(NUM_ITEMS), draw.randrange(1, 12)
+        histories[user] = [(start + place) % NUM_ITEMS for place in range(length)]
+    histories[60] = list(range(NUM_ITEMS))  # every item is in the vocabulary
+    return write_dataset(tmp_path_factory.mktemp("dataset"), histories, row_group_users=9).url
+
+
+class Interrupted(Exception):
+    pass
+
+
+def train_here(dataset_url: str, run: str, overrides: dict, stop_after: int | None = None) -> None:
+    """Train in this process group and write every step's loss; ``stop_after``: break off after that step."""
+    recorder_module.LOG_EVERY_STEPS = 1
+    dataset = HistoryDataset.open(dataset_url)
+    settings = from_dict(TrainSettings, {**SETTINGS, **overrides}, "test")
+
+    def stop(line):
+        if stop_after is not None and line["step"] == stop_after:
+            raise Interrupted
+
+    def read(units):
+        return (read_unit(dataset, unit, settings.data.split, None) for unit in units)
+
+    class EveryRankStops(Recorder):
+        def step(self, state, *arguments):
+            super().step(state, *arguments)
+            stop({"step": state.step})
+
+    Path(run).mkdir(exist_ok=True)
+    try:
+        train(settings, dataset, run, read, EveryRankStops(run, lambda line: None, lambda metrics: None))
+    except Interrupted:
+        assert stop_after is not None
+
+
+def train_variants(dataset_url: str, folder: str) -> None:
+    for name, overrides in VARIANTS.items():
+        train_here(dataset_url, f"{folder}/{name}-{collectives.world_size()}", overrides)
+
+
+def metrics_of(run: str) -> list[dict]:
+    return run_folder.read_metrics(run, until_step=10**9)
+
+
+def losses_of(run: str) -> list[float]:
+    return [line["loss"] for line in metrics_of(run) if line["kind"] == "train"]
+
+
+def exported(run: str) -> dict[str, torch.Tensor]:
+    tensors = safetensors.torch.load_file(f"{run}/model/gpt.safetensors")
+    return tensors | safetensors.torch.load_file(f"{run}/model/item_table-00000.safetensors")
+
+
+@pytest.mark.distributed
+def test_workers_stages_and_placements_give_the_same_losses(dataset, run_ranks, tmp_path):
+    """Same global batches, so same losses: 1 and 2 workers, ZeRO 1, 2, 3, table whole and sharded."""
+    for world_size in (1, 2):
+        run_ranks(train_variants, world_size, dataset, str(tmp_path))
+    expected = torch.tensor(losses_of(f"{tmp_path}/zero1-1"))
+    assert len(expected) > 40
+    assert expected[-10:].mean() < 0.9 * expected[:10].mean(), "it learns"
+    for name in VARIANTS:
+        for world_size in (1, 2):
+            losses = torch.tensor(losses_of(f"{tmp_path}/{name}-{world_size}"))
+            torch.testing.assert_close(losses, expected, rtol=LOSS_TOLERANCE, atol=0, msg=f"{name}, {world_size}")
+
+
+def resume_variants(dataset_url: str, folder: str) -> None:
+    """Break off in the middle of an epoch of each stage, and go on; with dropout."""
+    for name in ("zero1", "sharded-zero3"):
+        overrides = VARIANTS[name] | {
+            "model": SETTINGS["model"] | {"dropout": 0.3},
+            "checkpoint_every_steps": 4,
+            "keep_checkpoints": 1,
+        }
+        train_here(dataset_url, f"{folder}/{name}-whole", overrides)
+        for stop_after in (6, 50):
+            train_here(dataset_url, f"{folder}/{name}-resumed", overrides, stop_after)
+        train_here(dataset_url, f"{folder}/{name}-resumed", overrides)
+
+
+@pytest.mark.distributed
+def test_resumed_equals_uninterrupted_bit_for_bit(dataset, run_ranks, tmp_path):
+    run_ranks(resume_variants, 2, dataset, str(tmp_path))
+    for name in ("zero1", "sharded-zero3"):
+        whole, resumed = (f"{tmp_path}/{name}-{kind}" for kind in ("whole", "resumed"))
+        stages = {line["stage"] for line in metrics_of(whole) if line["step"] > 50}
+        assert stages == {"prompt_tune"}, "the second interruption is in the second stage"
+        assert losses_of(resumed) == losses_of(whole)
+        expected = exported(whole)
+        for key, tensor in exported(resumed).items():
+            assert torch.equal(tensor, expected[key]), key
+
+
+def stop_early(dataset_url: str, run: str) -> None:
+    train_here(dataset_url, run, VARIANTS["sharded-zero1"] | {"checkpoint_every_steps": 4}, stop_after=30)
+
+
+def go_on(dataset_url: str, run: str) -> None:
+    train_here(dataset_url, run, VARIANTS["sharded-zero1"] | {"checkpoint_every_steps": 4})
+
+
+@pytest.mark.distributed
+def test_another_number_of_workers_goes_on_from_the_same_state(dataset, run_ranks, tmp_path):
+    run_ranks(go_on, 1, dataset, f"{tmp_path}/whole")
+    run_ranks(stop_early, 2, dataset, f"{tmp_path}/moved")
+    run_ranks(go_on, 3, dataset, f"{tmp_path}/moved")
+    torch.testing.assert_close(
+        torch.tensor(losses_of(f"{tmp_path}/moved")),
+        torch.tensor(losses_of(f"{tmp_path}/whole")),
+        rtol=LOSS_TOLERANCE,
+        atol=0,
+    )
+
+
+def test_settings_survive_json():
+    settings = from_dict(TrainSettings, SETTINGS, "test")
+    assert from_dict(TrainSettings, json.loads(json.dumps(to_dict(settings))), "test") == settings
