@@ -55,31 +55,30 @@ def run_train(
 
 
 def _fit(dataset: "HistoryDataset", folder: str, settings: "TrainSettings") -> dict[str, Any]:
-    import tempfile
-
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     use_gpu = ray.cluster_resources().get("GPU", 0) >= settings.workers
     board = ray.remote(num_cpus=0)(ProgressBoard).remote()
-    with tempfile.TemporaryDirectory(prefix="recgpt-train-") as bookkeeping:
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={"dataset": dataset, "folder": folder, "settings": settings, "board": board},
-            scaling_config=ScalingConfig(
-                num_workers=settings.workers, use_gpu=use_gpu, resources_per_worker=_resources(use_gpu)
-            ),
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            run_config=RunConfig(storage_path=bookkeeping, name="train"),
-        )
-        with LiveProgress(board, dataset.num_users):
-            trainer.fit()
+    # Ray Train's own notes; our checkpoints do not go through it. Every node must reach them.
+    notes = storage.join(folder, "ray_train")
+    storage.remove(notes)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"dataset": dataset, "folder": folder, "settings": settings, "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1},
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(storage_path=notes, name="train"),
+    )
+    with LiveProgress(board, dataset.num_users):
+        trainer.fit()
+    storage.remove(notes)
     return ray.get(board.stages.remote())
-
-
-def _resources(use_gpu: bool) -> dict[str, float]:
-    return {"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1}
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -177,21 +176,23 @@ class LiveProgress:
     def _watch(self) -> None:
         import ray
 
-        with progress_bar("train: starting workers", self._num_users, "user") as bar:
-            epoch: tuple[str, int] | None = None
-            done = False
-            while not done:
-                done = self._done.wait(SECONDS_BETWEEN_LOOKS)
-                for line in ray.get(self._board.take_lines.remote()):
-                    if line["kind"] == "validation":
-                        bar.write(_validation_text(line), file=sys.stderr)
-                        continue
-                    if epoch != (line["stage"], line["epoch"]):
-                        epoch = (line["stage"], line["epoch"])
-                        bar.reset(self._num_users)
-                        bar.set_description(f"{line['stage']} epoch {line['epoch'] + 1}", refresh=False)
-                    bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
-                    bar.update(line["users"] - bar.n)
+        epoch: tuple[str, int] | None = None
+        bar = progress_bar("train: starting workers", None, "user")
+        done = False
+        while not done:
+            done = self._done.wait(SECONDS_BETWEEN_LOOKS)
+            for line in ray.get(self._board.take_lines.remote()):
+                if line["kind"] == "validation":
+                    bar.write(_validation_text(line), file=sys.stderr)
+                    continue
+                if epoch != (line["stage"], line["epoch"]):
+                    epoch = (line["stage"], line["epoch"])
+                    bar.close()
+                    title = f"{line['stage']} epoch {line['epoch'] + 1}"
+                    bar = progress_bar(title, self._num_users, "user", passing=True)
+                bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
+                bar.update(line["users"] - bar.n)
+        bar.close()
 
 
 def _validation_text(line: dict[str, Any]) -> str:

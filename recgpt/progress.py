@@ -23,10 +23,16 @@ class _Lines:
         self._stream.flush()
 
 
-def progress_bar(description: str, total: int | None, unit: str) -> tqdm:
-    """A tqdm bar on stderr; ``update(n)`` counts units, ``set_postfix(loss=...)`` adds figures."""
+def progress_bar(description: str, total: int | None, unit: str, *, passing: bool = False) -> tqdm:
+    """A tqdm bar on stderr; ``update(n)`` counts units, ``set_postfix(loss=...)`` adds figures.
+
+    ``passing``: one of many bars, such as one per epoch; it is wiped at its end on a terminal, and
+    elsewhere it writes no line unless it lasts.
+    """
     if sys.stderr.isatty():
-        return tqdm(desc=description, total=total, unit=unit, unit_scale=True, dynamic_ncols=True)
+        return tqdm(
+            desc=description, total=total, unit=unit, unit_scale=True, dynamic_ncols=True, leave=not passing
+        )
     return tqdm(
         desc=f"{description}: ",  # as tqdm's set_description leaves it
         total=total,
@@ -34,6 +40,7 @@ def progress_bar(description: str, total: int | None, unit: str) -> tqdm:
         unit_scale=True,
         file=_Lines(sys.stderr),
         mininterval=SECONDS_BETWEEN_LINES,
+        delay=1e-9 if passing else 0,  # with any delay tqdm writes nothing before the first interval
         bar_format="{desc}{n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
         maxinterval=SECONDS_BETWEEN_LINES,
     )

@@ -220,9 +220,7 @@ def test_steps_do_not_depend_on_how_the_tables_are_cut(data):
     ]
     budget, max_history = data.draw(st.integers(1, 10)), data.draw(st.integers(1, 6))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(rows)), max_size=5)))
-    pieces = [
-        table_of(rows[start:end]) for start, end in zip([0, *cuts], [*cuts, len(rows)], strict=True)
-    ]
+    pieces = [table_of(rows[start:end]) for start, end in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
     steps = steps_of(pieces, lanes, budget, max_history)
     assert steps == steps_of([table_of(rows)], lanes, budget, max_history)
     by_lane = {lane: [row for row in rows if row[0] == lane] for lane in lanes}

@@ -109,7 +109,9 @@ def test_workers_stages_and_placements_give_the_same_losses(dataset, run_ranks, 
     for name in VARIANTS:
         for world_size in (1, 2):
             losses = torch.tensor(losses_of(f"{tmp_path}/{name}-{world_size}"))
-            torch.testing.assert_close(losses, expected, rtol=LOSS_TOLERANCE, atol=0, msg=f"{name}, {world_size}")
+            torch.testing.assert_close(
+                losses, expected, rtol=LOSS_TOLERANCE, atol=0, msg=f"{name}, {world_size}"
+            )
 
 
 def resume_variants(dataset_url: str, folder: str) -> None:
