@@ -12,9 +12,11 @@ def run_on_actors(
 ) -> Iterator[tuple[int, Any]]:
     """Start ``actors`` times ``worker(*arguments)``, one CPU each, which do ``method(task)`` for each task.
 
-    Yields (number of the task, result) as tasks finish. The worker's ``load()`` is called first and is where
-    slow or failing things belong: an error in it reaches the caller as itself, one in ``__init__``
-    does not. It is not called again when an actor is started again: the worker then loads at first use.
+    The method is a generator. Yields (number of the task, value) as soon as a task yields a value; those
+    of one task come in their order, once each even if the task is done again. The worker's ``load()`` is
+    called first and is where slow or failing things belong: an error in it reaches the caller as itself,
+    one in ``__init__`` does not. It is not called again when an actor is started again: the worker then
+    loads at first use.
     Only an actor that is up gets tasks, so that a cluster with fewer free CPUs than actors still finishes.
     """
     import ray
@@ -27,15 +29,20 @@ def run_on_actors(
         waiting = iter(range(len(tasks)))
         unfinished = len(tasks)
         while unfinished:
-            (finished,), _ = ray.wait(list(running), num_returns=1)
-            actor, number = running.pop(finished)
-            result = ray.get(finished)
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            actor, number = running.pop(ready)
+            if number is None:
+                ray.get(ready)  # the actor has loaded what it needs
+            elif (value := next(ready, None)) is not None:
+                running[ready] = actor, number
+                yield number, ray.get(value)
+                continue
+            else:
+                unfinished -= 1
             following = next(waiting, None)
             if following is not None:
-                running[getattr(actor, method).remote(tasks[following])] = actor, following
-            if number is not None:
-                unfinished -= 1
-                yield number, result
+                values = getattr(actor, method).options(num_returns="streaming").remote(tasks[following])
+                running[values] = actor, following
     finally:
         for actor in pool:
             ray.kill(actor)

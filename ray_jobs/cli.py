@@ -44,4 +44,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under the module's own name, as the verbs do it.
+    from ray_jobs import cli
+
+    cli.main()

@@ -14,7 +14,9 @@ OPTIONS_WITH_VALUES = ("--input", "--set")
 DatasetOption = Annotated[
     str,
     typer.Option(
-        "--dataset", metavar="DATASET", help="Dataset folder made by `recgpt prepare` (path or s3:// URL)."
+        "--dataset",
+        metavar="DATASET",
+        help="Dataset folder made by `recgpt prepare` (path or s3:// URL). Example: --dataset data/beauty",
     ),
 ]
 ModelOption = Annotated[
@@ -22,7 +24,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="RUN",
-        help="Run folder made by `recgpt train`, or a bare exported model (path or s3:// URL).",
+        help="Run folder made by `recgpt train`, or a bare exported model (path or s3:// URL). "
+        "Example: --model runs/beauty",
     ),
 ]
 OutputOption = Annotated[
@@ -30,7 +33,8 @@ OutputOption = Annotated[
     typer.Option(
         "--output",
         metavar="FOLDER",
-        help="Folder to write (path or s3:// URL); it appears only once it is whole.",
+        help="Folder to write (path or s3:// URL); it appears only once it is whole. "
+        "Example: --output candidates/beauty",
     ),
 ]
 OverwriteOption = Annotated[
@@ -80,16 +84,18 @@ def invoke(app: typer.Typer) -> None:
 def one_value_per_option(arguments: Sequence[str]) -> list[str]:
     """Repeat the name of an option with several values before each of them, so that shell patterns work.
 
-    ``--input a b --output c`` becomes ``--input a --input b --output c``. The verbs take no
-    positional arguments, so what follows such an option is a value of it until the next option.
+    ``--input a b --output c`` becomes ``--input a --input b --output c``, as does ``--input=a b``.
+    The verbs take no positional arguments, so what follows such an option is a value of it until
+    the next option.
     """
     expanded: list[str] = []
     option: str | None = None
     values = 0
     for argument in arguments:
         if argument.startswith("-"):
-            option = argument if argument in OPTIONS_WITH_VALUES else None
-            values = 0
+            name, has_value, _ = argument.partition("=")
+            option = name if name in OPTIONS_WITH_VALUES else None
+            values = 1 if has_value else 0
         elif option is not None:
             expanded += [option] if values else []
             values += 1

@@ -1,5 +1,6 @@
 """`recgpt evaluate`: how well a trained model finds held-out items, beside two baselines."""
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,11 +14,11 @@ from recgpt.progress import progress_bar
 
 if TYPE_CHECKING:
     from recgpt.config import RecallSettings, SplitSettings
-    from recgpt.data.dataset import HistoryDataset
-    from recgpt.evaluation.protocol import HeldOutPart, UserRange
+    from recgpt.data.dataset import HistoryDataset, RowGroup
+    from recgpt.evaluation.protocol import HeldOutPart
     from recgpt.retrieval.autoregressive import AutoregressiveRecall
 
-USERS_PER_TASK = 1024
+USERS_PER_STEP = 1024  # ranked between two reports of progress
 
 
 def command(
@@ -25,18 +26,34 @@ def command(
     dataset: DatasetOption,
     split: Annotated[
         Literal["test", "valid"],
-        typer.Option(help="Held-out items to find. Choose settings on `valid`; read `test` once."),
+        typer.Option(
+            help="Held-out items to find. Choose settings on `valid`; read `test` once. "
+            "Example: --split valid"
+        ),
     ] = "test",
     json_file: Annotated[
         str | None,
-        typer.Option("--json", metavar="FILE", help="Write the metrics here, too (path or s3:// URL)."),
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Write the metrics to this file, too (path or s3:// URL). Example: --json metrics.json",
+            show_default="only a table is printed",
+        ),
     ] = None,
     actors: Annotated[
         int,
-        typer.Option(min=1, help="Processes that score users, each on one CPU with a copy of the model."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Processes that score users, each on one CPU with a copy of the model. Example: --actors 4",
+        ),
     ] = 1,
     baselines: Annotated[
-        bool, typer.Option(help="Also measure popularity and an item-to-item Markov chain on the same split.")
+        bool,
+        typer.Option(
+            help="Also measure popularity and an item-to-item Markov chain on the same split. "
+            "Example: --no-baselines"
+        ),
     ] = True,
     debug: DebugOption = False,
 ) -> None:
@@ -77,18 +94,23 @@ def run_evaluate(
     from recgpt.data.dataset import HistoryDataset
     from recgpt.data.sequences import resolve_time_bounds
     from recgpt.evaluation.metrics import rank_metrics
-    from recgpt.evaluation.protocol import SERVED, recall_variants, user_ranges
+    from recgpt.evaluation.protocol import SERVED, recall_variants
     from recgpt.retrieval.recall_model import model_for_dataset
 
     histories = HistoryDataset.open(dataset)
     model_url, info = model_for_dataset(model, histories)
     resolve_time_bounds(info.split, histories.manifest)  # refuses what cannot be split, before Ray starts
     variants = recall_variants(info.recall)
-    tasks = user_ranges(histories, USERS_PER_TASK)
+    if info.dataset_fingerprint not in ("", histories.fingerprint):
+        typer.echo(
+            f"recgpt: warning: {histories.url}: evaluated on another preparation of the log than "
+            "the one the model was trained on; held-out items may have been in its training",
+            err=True,
+        )
     start_ray(min_cpus=actors + 1)
     baseline_job = _start_baselines(histories, info.split, split, info.recall) if baselines else None
     evaluator = (model_url, histories, info.split, split, variants)
-    ranks = _recall_ranks(evaluator, tasks, min(actors, len(tasks)))
+    ranks = _recall_ranks(evaluator, histories.row_groups, actors)
     num_users = len(ranks[SERVED])
     if not num_users:
         raise UserError(
@@ -117,7 +139,7 @@ def run_evaluate(
 
 
 class RecallEvaluator:
-    """What runs in an actor: holds the model once and ranks the held-out items of ranges of users."""
+    """What runs in an actor: holds the model once and ranks the held-out items of row groups of users."""
 
     def __init__(
         self,
@@ -152,27 +174,30 @@ class RecallEvaluator:
     def load(self) -> None:
         _ = self.recalls
 
-    def ranks(self, users: "UserRange") -> dict[str, Any]:
-        """Ranks, float64 [B], of each variant."""
+    def ranks(self, row_group: "RowGroup") -> "Iterator[tuple[int, dict[str, Any]]]":
+        """Step by step: the users looked at, and the ranks of held-out items by variant, float64 [B]."""
         from recgpt.evaluation.protocol import ranks_of_recall, read_held_out
 
-        held_out = read_held_out(self.dataset, users, self.split, self.part)
-        ranks = {quotas: ranks_of_recall(recall, held_out) for quotas, recall in self.recalls.items()}
-        return {name: ranks[settings.quotas] for name, settings in self.variants.items()}
+        steps = read_held_out(self.dataset, row_group, self.split, self.part, USERS_PER_STEP)
+        for num_users, held_out in steps:
+            ranks = {quotas: ranks_of_recall(recall, held_out) for quotas, recall in self.recalls.items()}
+            yield num_users, {name: ranks[settings.quotas] for name, settings in self.variants.items()}
 
 
-def _recall_ranks(evaluator: tuple[Any, ...], tasks: "list[UserRange]", actors: int) -> dict[str, Any]:
+def _recall_ranks(evaluator: tuple[Any, ...], row_groups: "list[RowGroup]", actors: int) -> dict[str, Any]:
     """Ranks of all users, float64 [U], by variant."""
     import numpy as np
 
-    pieces: dict[int, dict[str, Any]] = {}
-    num_users = sum(users.end - users.first for users in tasks)
-    with progress_bar("evaluate", num_users, "user") as bar:
-        for number, ranks in run_on_actors(RecallEvaluator, evaluator, "ranks", tasks, actors):
-            pieces[number] = ranks
-            bar.update(tasks[number].end - tasks[number].first)
-    # In the order of the tasks, so that the same model gives the same sums to the last bit.
-    in_order = [pieces[number] for number in sorted(pieces)]
+    pieces: dict[int, list[dict[str, Any]]] = {number: [] for number in range(len(row_groups))}
+    actors = min(actors, len(row_groups))
+    with progress_bar("evaluate", sum(row_group.rows for row_group in row_groups), "users") as bar:
+        for number, (num_users, ranks) in run_on_actors(
+            RecallEvaluator, evaluator, "ranks", row_groups, actors
+        ):
+            pieces[number].append(ranks)
+            bar.update(num_users)
+    # In the order of the dataset, so that the same model gives the same sums to the last bit.
+    in_order = [ranks for of_row_group in pieces.values() for ranks in of_row_group]
     return {name: np.concatenate([ranks[name] for ranks in in_order]) for name in in_order[0]}
 
 
@@ -184,10 +209,14 @@ def measure_baselines(
 
     from recgpt.evaluation.baselines import count_training, markov_ranks, popularity_ranks
     from recgpt.evaluation.metrics import rank_metrics
-    from recgpt.evaluation.protocol import read_held_out, training_histories, user_ranges
+    from recgpt.evaluation.protocol import read_held_out, training_histories
 
     counts = count_training(training_histories(dataset, split), dataset.num_items)
-    held_out = (read_held_out(dataset, users, split, part) for users in user_ranges(dataset, USERS_PER_TASK))
+    held_out = (
+        users
+        for row_group in dataset.row_groups
+        for _, users in read_held_out(dataset, row_group, split, part, USERS_PER_STEP)
+    )
     pieces = [
         (
             popularity_ranks(counts, users, recall.k, recall.keep_seen),

@@ -1,6 +1,6 @@
 """`recgpt generate`: Ray actors recall candidates, one part file per row group of the dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,15 +19,19 @@ from ray_jobs.runtime import run_command, start_ray
 from recgpt import storage
 from recgpt.errors import UserError
 from recgpt.progress import progress_bar
-from recgpt.schema import ITEM_INDICES, MANIFEST_FILE, USER_HASH, USER_ID
+from recgpt.schema import ITEM_INDICES, USER_HASH, USER_ID
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from recgpt.config import RecallSettings
     from recgpt.data.dataset import HistoryDataset
     from recgpt.data.vocabulary import Vocabulary
     from recgpt.retrieval.autoregressive import AutoregressiveRecall
     from recgpt.retrieval.candidates import CandidateFile
     from recgpt.retrieval.user_selection import WorkUnit
+
+USERS_PER_STEP = 1024  # recalled between two reports of progress
 
 
 def run_generate(
@@ -58,14 +62,14 @@ def run_generate(
     model_url, info = model_for_dataset(model, histories)
     recall = resolve_recall(info, k, quotas, keep_seen)
     output = storage.absolute(output)
-    _check_output_apart(output, histories.url, model_url)
+    storage.check_output_apart(output, dataset, model, *([] if users is None else [users]))
     storage.check_output_is_free(output, overwrite)
     units = all_users(histories) if users is None else selected_users(histories, users)
     made_from = MadeFrom(
         model=model_url,
         model_fingerprint=model_fingerprint(model_url),
         dataset=histories.url,
-        dataset_fingerprint=storage.checksum(storage.join(histories.url, MANIFEST_FILE)),
+        dataset_fingerprint=histories.fingerprint,
         vocabulary_fingerprint=info.vocabulary_fingerprint,
     )
     actors = min(actors, len(units))
@@ -74,9 +78,11 @@ def run_generate(
         files = []
         arguments = (model_url, histories, folder, recall)
         with progress_bar("generate", sum(unit.num_users for unit in units), "users") as bar:
-            for _, file in run_on_actors(RecallWorker, arguments, "write_candidates", units, actors):
-                files.append(file)
-                bar.update(file.rows)
+            for _, done in run_on_actors(RecallWorker, arguments, "write_candidates", units, actors):
+                if isinstance(done, int):
+                    bar.update(done)
+                else:
+                    files.append(done)
         return asdict(finish(folder, files, recall, made_from))
 
 
@@ -102,35 +108,42 @@ class RecallWorker:
             self.vocabulary = self.dataset.vocabulary()
             self.recall = load_recall(self.model_url, self.recall_settings)
 
-    def write_candidates(self, unit: "WorkUnit") -> "CandidateFile":
-        """Candidates of one unit's users, written under the unit's own name."""
-        import numpy as np
-        import torch
+    def write_candidates(self, unit: "WorkUnit") -> "Iterator[int | CandidateFile]":
+        """Candidates of one unit's users, written under the unit's own name.
 
-        from recgpt.config import SplitSettings
-        from recgpt.data.sequences import history_lists, split_histories
-        from recgpt.retrieval.candidates import candidates_table, write_part
+        Yields numbers of users as candidates for them are found, and at last the file.
+        """
+        import pyarrow as pa
+
+        from recgpt.retrieval.candidates import write_part
 
         self.load()  # a no-op, unless the actor was started again after a crash
-        assert self.recall is not None
-        assert self.vocabulary is not None
         table = self.dataset.read_row_group(unit.row_group, [USER_ID, USER_HASH, ITEM_INDICES])
         if unit.rows is not None:
             table = table.take(unit.rows)
-        table = split_histories(table, SplitSettings(), "all")
-        values, offsets = history_lists(table)
+        pieces = []
+        for first in range(0, len(table), USERS_PER_STEP):
+            users = table.slice(first, USERS_PER_STEP)
+            pieces.append(self._candidates(users))
+            yield len(users)
+        yield write_part(self.folder, unit.part, pa.concat_tables(pieces).combine_chunks())
+
+    def _candidates(self, users: "pa.Table") -> "pa.Table":
+        import numpy as np
+        import torch
+
+        from recgpt.data.sequences import history_lists
+        from recgpt.retrieval.candidates import candidates_table
+
+        assert self.recall is not None
+        assert self.vocabulary is not None
+        values, offsets = history_lists(users)
         recalled = self.recall.recommend(
             torch.from_numpy(values.astype(np.int64)),
             torch.from_numpy(offsets),
-            torch.from_numpy(table[USER_HASH].to_numpy().copy()),
+            torch.from_numpy(users[USER_HASH].to_numpy().copy()),
         )
-        return write_part(self.folder, unit.part, candidates_table(table[USER_ID], recalled, self.vocabulary))
-
-
-def _check_output_apart(output: str, *sources: str) -> None:
-    for source in sources:
-        if source == output or source.startswith(output.rstrip("/") + "/"):
-            raise UserError(f"--output {output}: holds {source}, which is read from; choose another folder")
+        return candidates_table(users[USER_ID], recalled, self.vocabulary)
 
 
 def _parse_quotas(text: str) -> tuple[int, ...]:
@@ -149,7 +162,9 @@ def command(
     k: Annotated[
         int | None,
         typer.Option(
-            help="Candidates per user. Alone, it scales the model's own quotas (18,2 becomes 90,10 for 100).",
+            metavar="N",
+            help="Candidates per user. Alone, it scales the model's own quotas (18,2 becomes 90,10 for 100). "
+            "Example: --k 100",
             show_default="the model's own, 20 unless trained otherwise",
         ),
     ] = None,
@@ -157,7 +172,8 @@ def command(
         str | None,
         typer.Option(
             metavar="M,N,...",
-            help="Candidates per user that each recall step adds, one number per step; they sum to --k.",
+            help="Candidates per user that each recall step adds, one number per step; they sum to --k. "
+            "Example: --quotas 15,5",
             show_default="the model's own, 18,2 unless trained otherwise",
         ),
     ] = None,
@@ -165,13 +181,19 @@ def command(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Only the users in this file: text with one id per line, or Parquet with a column user_id.",
+            help="Only the users in this file (path or s3:// URL): text with one id per line, or Parquet "
+            "with a column user_id. Example: --users users.txt",
             show_default="all users of the dataset",
         ),
     ] = None,
     actors: Annotated[
         int,
-        typer.Option(min=1, help="Processes that recall at the same time, each with one CPU and a model."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Processes that recall at the same time, each on one CPU with a copy of the model. "
+            "Example: --actors 4",
+        ),
     ] = 1,
     keep_seen: Annotated[
         bool, typer.Option("--keep-seen", help="Items of the user's history may be candidates again.")
@@ -209,4 +231,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under the module's own name: Ray's workers then import what they run, and need not unpickle it.
+    from ray_jobs import generate
+
+    generate.main()

@@ -34,7 +34,7 @@ def run_prepare(
     duplicates are left out and counted. Ties in time are broken by item id. Users and items with
     fewer than the minimum of interactions are removed until none is left (k-core).
     The same log gives the same vocabulary and part files, whatever the order of its files and rows.
-    Raises ``UserError`` for anything the user can put right; ``output`` is untouched then.
+    Raises ``UserError`` for anything the user can put right; what was in ``output`` before is whole then.
     """
     from recgpt.data.sources import ColumnNames, find_sources
 
@@ -52,9 +52,7 @@ def run_prepare(
     output = storage.absolute(output)
     storage.check_output_is_free(output, overwrite)
     sources = find_sources(inputs, format, ColumnNames(user_column, item_column, time_column))
-    inside = next((source.url for source in sources if source.url.startswith(output + "/")), None)
-    if inside is not None:
-        raise UserError(f"{inside}: the input lies inside the output {output}; choose another --output")
+    storage.check_output_apart(output, *(source.url for source in sources), *inputs)
     start_ray(min_cpus=2)
     from ray_jobs.prepare_pipeline import Preparation
 
@@ -167,4 +165,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under the module's own name: Ray's workers then import what they run, and need not unpickle it.
+    from ray_jobs import prepare
+
+    prepare.main()

@@ -225,7 +225,9 @@ def command(
     output: Annotated[
         str,
         typer.Option(
-            metavar="FOLDER", help="Folder for the log, dataset, model, candidates and metrics (path or URL)."
+            metavar="FOLDER",
+            help="Folder for the log, dataset, model, candidates and metrics (path or s3:// URL). "
+            "Example: --output /tmp/quickstart",
         ),
     ] = "quickstart",
     debug: DebugOption = False,
@@ -259,4 +261,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under the module's own name: Ray's workers then import what they run, and need not unpickle it.
+    from ray_jobs import quickstart
+
+    quickstart.main()

@@ -1,5 +1,6 @@
 """Starting Ray, and turning what went wrong into one line for the user."""
 
+import errno
 import logging
 import os
 import re
@@ -17,6 +18,23 @@ OBJECT_STORE_BYTES = 512 * 1024**2
 
 # How a UserError looks at the end of a traceback that comes as text from another process.
 _REMOTE_USER_ERROR = re.compile(rf"^{re.escape(UserError.__module__)}\.UserError: (.+)$", re.MULTILINE)
+
+# How errors of files and of object stores look, at the end of a traceback or described alike.
+_FILE_ERROR = re.compile(
+    r"^(?P<kind>PermissionError|IsADirectoryError|NotADirectoryError|FileNotFoundError|OSError): "
+    r"\[Errno (?P<number>\d+)\] .*?(?:: (?P<quote>['\"])(?P<path>.+?)(?P=quote)(?: -> .+)?)?$"
+)
+_STORE_ERROR = re.compile(r"^botocore\.\w+\.(?P<kind>\w+): (?P<text>.*)$", re.MULTILINE)
+_STORE_REFUSAL = re.compile(r"An error occurred \((?P<code>[^)]*)\) when calling the (?P<operation>\w+)")
+_FILE_ADVICE = {
+    "PermissionError": "permission denied; change its permissions or choose another path",
+    "IsADirectoryError": "is a folder where a file is needed; choose another path",
+    "NotADirectoryError": "goes through a file where a folder is needed; choose another path",
+    "FileNotFoundError": "no such file or folder; check the path",
+}
+# The line of a traceback that names an error; those of Ray only wrap the one before.
+_ERROR_LINE = re.compile(r"^(?!ray\.)[\w.]+: .*$", re.MULTILINE)
+_SECRET_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def start_ray(min_cpus: int) -> None:
@@ -71,8 +89,9 @@ def guard_local_ray() -> None:
 
 
 def run_command(app: typer.Typer) -> None:
-    """Run a command line; a ``UserError``, also from a Ray worker, becomes one line and exit status 2.
+    """Run a command line; what the user can put right becomes one line and exit status 2.
 
+    That is a ``UserError``, and an error of the file system or the object store, here or in a Ray worker.
     ``--debug`` anywhere on the command line shows the traceback as well.
     """
     guard_local_ray()
@@ -81,7 +100,7 @@ def run_command(app: typer.Typer) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        message = user_message(error)
+        message = user_message(error) or storage_message(error)
         if message is None:
             raise
         if "--debug" in sys.argv:
@@ -103,6 +122,57 @@ def user_message(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return str(cause)
     return None
+
+
+def storage_message(error: BaseException) -> str | None:
+    """One line on the file or object store behind an error, or None if the error is of another kind.
+
+    It holds no credentials: of what an object store answers, only the kind of refusal.
+    """
+    described = [_described(cause) for cause in _causes(error)]
+    # An error of the object store also appears as a file error, which does not say as much.
+    for found in _STORE_ERROR.finditer("\n".join(described)):
+        problem = _store_problem(found["kind"], found["text"])
+        if problem is not None:
+            urls = [argument for argument in sys.argv[1:] if "://" in argument]
+            place = f"object store ({', '.join(urls)})" if urls else "object store"
+            return _SECRET_IN_URL.sub("", f"{place}: {problem}")
+    for text in described:
+        # A traceback may tell of errors that were dealt with; the last one is what went wrong.
+        last = next(reversed(_ERROR_LINE.findall(text)), "")
+        if (file_error := _FILE_ERROR.match(last)) and (problem := _file_problem(file_error)):
+            return problem
+    return None
+
+
+def _file_problem(found: re.Match[str]) -> str | None:
+    path = found["path"]
+    if int(found["number"]) == errno.ENOSPC:
+        return f"{path or 'a local disk'}: no space left on the disk; free some or write elsewhere"
+    if not path or found["kind"] not in _FILE_ADVICE:
+        return None
+    return f"{path}: {_FILE_ADVICE[found['kind']]}"
+
+
+def _store_problem(kind: str, text: str) -> str | None:
+    if kind == "NoCredentialsError":
+        keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        return f"no credentials found; set {keys}, or give the machine a role"
+    if kind == "EndpointConnectionError":
+        return f"{text}; check the network and AWS_ENDPOINT_URL"
+    refusal = _STORE_REFUSAL.match(text)
+    if refusal is None:
+        return None
+    return (
+        f"{refusal['operation']} was refused with {refusal['code']}; "
+        "check that the bucket exists and what the credentials may do there"
+    )
+
+
+def _described(error: BaseException) -> str:
+    """An error as the last line of its traceback shows it; one from Ray holds a traceback as text."""
+    kind = type(error)
+    return f"{'' if kind.__module__ == 'builtins' else kind.__module__ + '.'}{kind.__qualname__}: {error}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

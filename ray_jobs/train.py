@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_jobs.command_line import DatasetOption, DebugOption, OutputOption, OverwriteOption, verb_app
+from ray_jobs.command_line import DatasetOption, DebugOption, OverwriteOption, verb_app
 from ray_jobs.runtime import configure_ray_data, run_command, start_ray
 from recgpt import storage
 from recgpt.progress import progress_bar
@@ -40,13 +40,12 @@ def run_train(
     resolve_time_bounds(settings.data.split, histories.manifest)
     read_deepspeed_config(settings.deepspeed)
     output = storage.absolute(output)
-    fingerprint = histories.manifest.vocabulary_fingerprint
-    folder = run_folder.open_run(output, settings, fingerprint, overwrite)
-    start_ray(min_cpus=settings.workers + 2)
+    folder = run_folder.open_run(output, settings, histories.fingerprint, overwrite)
+    start_ray(min_cpus=settings.workers * settings.threads_per_worker + 2)
     stages = _fit(histories, folder, settings)
     summary = {
         "dataset": histories.url,
-        "vocabulary_fingerprint": fingerprint,
+        "vocabulary_fingerprint": histories.manifest.vocabulary_fingerprint,
         "num_items": histories.num_items,
         "stages": stages,
     }
@@ -59,6 +58,7 @@ def _fit(dataset: "HistoryDataset", folder: str, settings: "TrainSettings") -> d
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    threads = settings.threads_per_worker
     use_gpu = ray.cluster_resources().get("GPU", 0) >= settings.workers
     board = ray.remote(num_cpus=0)(ProgressBoard).remote()
     # Ray Train's own notes; our checkpoints do not go through it. Every node must reach them.
@@ -70,7 +70,7 @@ def _fit(dataset: "HistoryDataset", folder: str, settings: "TrainSettings") -> d
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1},
+            resources_per_worker={"CPU": threads, "GPU": 1} if use_gpu else {"CPU": threads},
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(storage_path=notes, name="train"),
@@ -83,7 +83,6 @@ def _fit(dataset: "HistoryDataset", folder: str, settings: "TrainSettings") -> d
 
 def _worker(config: dict[str, Any]) -> None:
     """What each training process does."""
-    import os
     import warnings
 
     import ray.train
@@ -93,7 +92,6 @@ def _worker(config: dict[str, Any]) -> None:
     from recgpt.training.trainer import train
 
     dataset, settings, board = config["dataset"], config["settings"], config["board"]
-    os.environ["OMP_NUM_THREADS"] = str(settings.threads_per_worker)
     # DeepSpeed calls collectives by names that newer releases of torch call deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     time_bounds = resolve_time_bounds(settings.data.split, dataset.manifest)
@@ -202,27 +200,38 @@ def _validation_text(line: dict[str, Any]) -> str:
 
 def command(
     dataset: DatasetOption,
-    output: OutputOption,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            metavar="RUN",
+            help="Run folder (path or s3:// URL); finished when it holds manifest.json. "
+            "Example: --output runs/mine",
+        ),
+    ],
     config: Annotated[
         str | None,
         typer.Option(
-            "--config",
             metavar="FILE",
-            help="Settings as YAML: a path, or the name of a shipped file. Default: built-in settings.",
+            show_default="built-in settings",
+            help="Settings as YAML: a path, or the name of a shipped file. Example: --config mine.yaml",
         ),
     ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers", metavar="N", min=1, help="Training processes over all machines. Default: 1."
+            metavar="N",
+            min=1,
+            show_default="the config's, else 1",
+            help="Training processes over all machines. Example: --workers 2",
         ),
     ] = None,
     stages: Annotated[
         str | None,
         typer.Option(
-            "--stages",
             metavar="NAMES",
-            help="Stages to run, comma-separated. Default: pretrain,prompt_tune.",
+            show_default="the config's, else pretrain,prompt_tune",
+            help="Stages to run, comma-separated; the next may follow later. Example: --stages pretrain",
         ),
     ] = None,
     set_: Annotated[
@@ -230,7 +239,8 @@ def command(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Override single settings, for example model.width=128 pretrain.max_epochs=20.",
+            show_default="none",
+            help="Override single settings (see docs/training.md). Example: --set model.width=128 seed=1",
         ),
     ] = None,
     overwrite: OverwriteOption = False,

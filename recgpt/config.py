@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -19,6 +19,9 @@ from recgpt.errors import UserError
 Settings = TypeVar("Settings")
 
 _STRICT = ConfigDict(extra="forbid")
+
+Stage = Literal["pretrain", "prompt_tune"]
+STAGES = get_args(Stage)  # in the order in which they run
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -41,12 +44,12 @@ class SplitSettings:
 class UserSettings:
     """The user module: a vector per user, added to every position."""
 
-    kind: Literal["none", "hashed"] = "hashed"
+    kind: Literal["none", "hashed"] = "none"
     """`none`: the model is not personal. `hashed`: users share `buckets` rows by a hash of their id."""
     buckets: Positive = 4096
     """Rows of the user table (global)."""
     dropout: Rate = 0.5
-    """Share of training histories shown with the unknown user, so that new users are served well."""
+    """Share of training histories shown without their user (row 0), so that the model does not lean on it."""
 
 
 @dataclass(config=_STRICT)
@@ -59,7 +62,7 @@ class ModelSettings:
     """Number of transformer blocks."""
     heads: Positive = 2
     """Attention heads; must divide `width`."""
-    max_history: Positive = 50
+    max_history: Annotated[int, Field(ge=2)] = 50
     """Longest input, in items per user, generated ones included; older items are cut off."""
     dropout: Rate = 0.5
     """Dropout on the input vectors and after each attention and feed-forward part."""
@@ -93,9 +96,9 @@ class OptimizerSettings:
     """Optimizer steps of linear warm-up; the rate is constant afterwards."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay per step, times the learning rate."""
-    beta1: Rate = 0.9
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the running mean of gradients."""
-    beta2: Rate = 0.98
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
     """Decay of the running mean of squared gradients."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the denominator."""
@@ -106,10 +109,10 @@ class DataSettings:
     """Batches and their order."""
 
     tokens_per_batch: Positive = 512
-    """Real interactions in a step (global: the sum over all ranks)."""
+    """Most real inputs in a step (global: the sum over all ranks); a history of n items gives n - 1."""
     lanes: Positive = 4
-    """Independent streams of histories (global). Each rank takes an equal share of them; the batches depend
-    on the lanes, not on the number of workers. At least the number of workers."""
+    """Independent streams of histories (global), dealt out to the ranks; best a multiple of the workers, at
+    least their number. The batches depend on the lanes, not on the number of workers."""
     shuffle_window_users: Positive = 65_536
     """Users that are shuffled together in memory (per lane)."""
     split: SplitSettings = Field(default_factory=SplitSettings)
@@ -180,8 +183,8 @@ class TrainSettings:
     """Number of training processes (global)."""
     threads_per_worker: Positive = 1
     """CPU threads of each worker (per rank)."""
-    stages: tuple[Literal["pretrain", "prompt_tune"], ...] = ("pretrain", "prompt_tune")
-    """Stages to run, in this order."""
+    stages: tuple[Stage, ...] = ("pretrain", "prompt_tune")
+    """Stages to run. A run that has finished one can be gone on with for the next."""
     deepspeed: str = "zero1"
     """Name of a file in deepspeed_configs/ without .json, or a path to one."""
     checkpoint_every_steps: Positive = 1000
@@ -204,6 +207,13 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.data.lanes < self.workers:
             raise ValueError(f"data.lanes={self.data.lanes} is less than workers={self.workers}")
+        if list(self.stages) not in (["pretrain"], ["prompt_tune"], list(STAGES)):
+            raise ValueError(f"stages must be one or both of {', '.join(STAGES)}, in this order")
+        if len(self.recall.quotas) > self.model.max_history:
+            raise ValueError(
+                f"recall.quotas has {len(self.recall.quotas)} steps, "
+                f"more than model.max_history={self.model.max_history} has room for"
+            )
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
@@ -232,29 +242,28 @@ def load_train_settings(path: str | None, overrides: Sequence[str] = ()) -> Trai
         values = _read_yaml(shipped_file("configs", path, ".yaml"))
     for override in overrides:
         _apply_override(values, override)
-    return from_dict(
-        TrainSettings,
-        values,
-        " and ".join(filter(None, [path, "--set" if overrides else None])) or "settings",
-    )
+    where = " and ".join(filter(None, [path, "--set" if overrides else None])) or "settings"
+    # Over all defaults: who names one setting of a stage leaves the others as they are.
+    return from_dict(TrainSettings, _merged(to_dict(TrainSettings()), values), where)
 
 
 def shipped_file(folder: str, name: str, suffix: str) -> str:
-    """The path of ``name``: itself if it exists or looks like a path, else the shipped file of that name.
+    """The path of ``name``: itself if it is a file, else the shipped file of that name.
 
     Raises ``UserError`` if neither is there.
     """
-    if storage.exists(name):
+    if storage.is_file(name):
         return name
     package = Path(__file__).parent
     for root in (package, package.parent):  # inside an installed package, beside it in a checkout
         candidate = root / folder / (name.removesuffix(suffix) + suffix)
-        if candidate.exists():
+        if candidate.is_file():
             return str(candidate)
     known = sorted(
         file.stem for root in (package, package.parent) for file in (root / folder).glob("*" + suffix)
     )
-    raise UserError(f"{name}: no such file, and no shipped one of that name; shipped are {', '.join(known)}")
+    problem = "is a folder" if storage.exists(name) else "no such file"
+    raise UserError(f"{name}: {problem}, and no shipped file has that name; shipped are {', '.join(known)}")
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -282,6 +291,15 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values[leaf] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(f"--set {override}: {text!r} is not a valid YAML value") from None
+
+
+def _merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` laid over ``values``, key by key at every depth."""
+    result = {**values, **over}
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            result[key] = _merged(values[key], value)
+    return result
 
 
 def _first_problem(kind: Any, error: ValidationError) -> str:

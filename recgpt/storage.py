@@ -14,7 +14,10 @@ from typing import Any
 import fsspec
 
 from recgpt.errors import UserError
-from recgpt.schema import MANIFEST_FILE, SUCCESS_FILE
+from recgpt.schema import CANDIDATES_MANIFEST_FILE, MANIFEST_FILE, SUCCESS_FILE
+
+# What shows a folder to be finished, in the order in which it is written.
+_WRITTEN_LAST = (CANDIDATES_MANIFEST_FILE, MANIFEST_FILE, SUCCESS_FILE)
 
 
 def join(url: str, *parts: str) -> str:
@@ -28,7 +31,9 @@ def is_local(url: str) -> bool:
 
 def filesystem_and_path(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of a path or URL, and the path inside it."""
-    return fsspec.core.url_to_fs(url)
+    # A remembered listing would hide what other processes have written since.
+    options = {"use_listings_cache": False} if url.startswith(("s3://", "s3a://")) else {}
+    return fsspec.core.url_to_fs(url, **options)
 
 
 def absolute(url: str) -> str:
@@ -39,6 +44,11 @@ def absolute(url: str) -> str:
 def exists(url: str) -> bool:
     filesystem, path = filesystem_and_path(url)
     return filesystem.exists(path)
+
+
+def is_file(url: str) -> bool:
+    filesystem, path = filesystem_and_path(url)
+    return filesystem.isfile(path)
 
 
 def is_empty(url: str) -> bool:
@@ -121,34 +131,88 @@ def check_output_is_free(url: str, overwrite: bool) -> None:
         )
 
 
+def check_output_apart(output: str, *inputs: str) -> None:
+    """Raises ``UserError`` if the output is, holds or lies inside something that is read from."""
+    written = _resolved(output)
+    for source in inputs:
+        read = _resolved(source)
+        if f"{read}/".startswith(f"{written}/") or written.startswith(f"{read}/"):
+            raise UserError(
+                f"--output {output}: overlaps {source}, which is read from; choose another folder"
+            )
+
+
+def _resolved(url: str) -> str:
+    return str(Path(absolute(url)).resolve()) if is_local(url) else url.rstrip("/")
+
+
 @contextlib.contextmanager
 def staged_output(url: str, overwrite: bool) -> Iterator[str]:
     """Yield a folder to write into, which becomes ``url`` only if the block succeeds.
 
-    Locally the folder stands beside the output and is renamed into place, so that an older output
-    is there, whole, until the new one is. An object store cannot rename: there the old manifest
-    is removed first and the new one is written last, so that what is half written has no manifest.
+    The folder stands beside the output (``.NAME.partial``), so that an older output stays whole until
+    the new one is; what a failed block left there is removed by the next. Locally the folder is
+    renamed into place. An object store cannot rename: there the objects are copied inside the store,
+    the old manifest goes first and the new one comes last, so that what is half copied has no manifest.
+    Raises ``UserError`` if the output holds something and ``overwrite`` is not given.
     """
+    url = absolute(url)
+    recover_folder(url)
     check_output_is_free(url, overwrite)
-    if not is_local(url):
-        remove(join(url, SUCCESS_FILE))
-        remove(join(url, MANIFEST_FILE))
-        remove(url)
-        yield url
-        return
-    final = Path(absolute(url))
-    staging = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    yield str(staging)
-    replace_folder(str(staging), str(final))
+    staging = _sibling(url, "partial")
+    remove(staging)
+    make_folder(staging)
+    yield staging
+    if is_local(url):
+        replace_folder(staging, url)
+    else:
+        _replace_objects(staging, url)
 
 
 def replace_folder(staging: str, final: str) -> None:
-    """Rename the local folder ``staging`` to ``final``; what stood there is removed only afterwards."""
-    previous = Path(final).with_name(f".{Path(final).name}.previous")
+    """Rename the local folder ``staging`` to ``final``; what stood there is removed only afterwards.
+
+    If this is killed between the two, ``recover_folder`` brings back what stood there.
+    """
+    previous = Path(_sibling(final, "previous"))
     shutil.rmtree(previous, ignore_errors=True)  # left over if this was killed before
     if Path(final).exists():
         Path(final).rename(previous)
     Path(staging).rename(final)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def recover_folder(final: str) -> None:
+    """Put the older folder back if ``replace_folder`` was killed while there was none; else do nothing."""
+    if not is_local(final):
+        return
+    previous = Path(_sibling(final, "previous"))
+    if previous.exists() and not Path(final).exists():
+        previous.rename(final)
+
+
+def _sibling(url: str, suffix: str) -> str:
+    """``folder/name`` becomes ``folder/.name.suffix``; a leading dot hides it from globs and readers."""
+    if is_local(url):
+        folder = Path(absolute(url))
+        return str(folder.with_name(f".{folder.name}.{suffix}"))
+    parent, _, name = url.rstrip("/").rpartition("/")
+    if parent.endswith(":/"):  # what stands beside a bucket is another bucket
+        raise UserError(f"{url}: is a whole bucket; give a folder inside it")
+    return join(parent, f".{name}.{suffix}")
+
+
+def _replace_objects(staging: str, final: str) -> None:
+    """Move objects inside their store to where others may stand, which are removed before."""
+    for name in reversed(_WRITTEN_LAST):
+        remove(join(final, name))
+    remove(final)
+    filesystem, source = filesystem_and_path(staging)
+    _, target = filesystem_and_path(final)
+    names = [path[len(source) + 1 :] for path in filesystem.find(source)]
+    markers = [name for name in _WRITTEN_LAST if name in names]
+    contents = [name for name in names if name not in markers]
+    filesystem.copy([join(source, name) for name in contents], [join(target, name) for name in contents])
+    for name in markers:
+        filesystem.copy(join(source, name), join(target, name))
+    remove(staging)

@@ -16,6 +16,7 @@ from ray_jobs.runtime import guard_local_ray
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("LOCAL_RANK", "0")  # for training inside the test process; a launcher sets it elsewhere
 guard_local_ray()
 
 REPOSITORY = Path(__file__).parent.parent

@@ -108,6 +108,18 @@ def test_a_missing_file_names_the_shipped_ones():
         load_train_settings("quikstart")
 
 
+def test_a_folder_does_not_hide_a_shipped_file_of_its_name(tmp_path, monkeypatch):
+    by_name = load_train_settings("quickstart")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    assert load_train_settings("quickstart") == by_name
+
+
+def test_a_folder_is_no_settings(tmp_path):
+    with pytest.raises(UserError, match="is a folder, and no shipped file has that name"):
+        load_train_settings(str(tmp_path))
+
+
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_loads_by_its_name(path):
     settings = load_train_settings(path.stem)

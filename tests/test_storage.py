@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -89,18 +90,153 @@ def test_a_block_that_fails_keeps_the_older_output_whole(tmp_path):
     assert contents(tmp_path / "out") == older
 
 
-def test_an_object_store_never_shows_a_manifest_of_half_an_output():
-    url = f"memory://{uuid.uuid4().hex}/out"
+@pytest.fixture
+def bucket():
+    """The URL of an object store that is kept in memory."""
+    return f"memory://{uuid.uuid4().hex}"
+
+
+def objects(url):
+    filesystem, path = storage.filesystem_and_path(url)
+    return {name[len(path) + 1 :]: filesystem.cat_file(name).decode() for name in filesystem.find(path)}
+
+
+def test_an_object_store_keeps_the_older_output_whole_until_the_block_has_succeeded(bucket):
+    url = storage.join(bucket, "out")
     finish(url, "older")
+    older = objects(url)
+    assert set(older) == {"part/data", "manifest.json"}
     with pytest.raises(RuntimeError, match="half way"), storage.staged_output(url, overwrite=True) as staging:  # noqa: PT012
-        assert not storage.exists(storage.join(url, MANIFEST_FILE))
-        storage.write_bytes(storage.join(staging, "part", "data"), b"newer")
+        storage.write_bytes(storage.join(staging, "left-over"), b"half")
         raise RuntimeError("half way")
-    assert not storage.exists(storage.join(url, MANIFEST_FILE))
+    assert objects(url) == older
 
     finish(url, "newest", overwrite=True)
-    assert storage.read_json(storage.join(url, MANIFEST_FILE)) == {"text": "newest"}
-    assert storage.read_bytes(storage.join(url, "part", "data")) == b"newest"
+    assert objects(bucket) == {
+        "out/part/data": "newest",
+        "out/manifest.json": '{\n  "text": "newest"\n}\n',
+    }
+
+
+@pytest.mark.parametrize("failing_copy", [1, 2, 3, 4])
+def test_an_object_store_never_shows_a_manifest_beside_anything_but_its_whole_output(
+    bucket, monkeypatch, failing_copy
+):
+    """The copy into place is cut off after each object: a marker is there only if all before it is."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    url = storage.join(bucket, "out")
+    finish(url, "older")
+    copied = []
+    copy = MemoryFileSystem.cp_file
+
+    def copy_some(filesystem, source, target, **options):
+        copied.append(target.rpartition("/")[2])
+        if len(copied) == failing_copy:
+            raise OSError("the connection is gone")
+        copy(filesystem, source, target, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cp_file", copy_some)
+    with pytest.raises(OSError, match="gone"), storage.staged_output(url, overwrite=True) as staging:  # noqa: PT012
+        for name in ("_SUCCESS", "manifest.json", "a", "z"):  # in another order than they have to appear
+            storage.write_bytes(storage.join(staging, name), b"newer")
+    assert copied == ["a", "z", "manifest.json", "_SUCCESS"][:failing_copy]
+    assert set(objects(url)) == set(copied[:-1])
+
+
+def test_a_whole_bucket_is_no_output():
+    with pytest.raises(UserError, match="give a folder inside it"), storage.staged_output("memory://b", True):
+        pass
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_folder_survives_a_kill_between_the_two_renames(tmp_path, monkeypatch, renames):
+    url = str(tmp_path / "out")
+    finish(url, "older")
+    done = []
+    rename = Path.rename
+
+    def rename_some(path, target):
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(target)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_some)
+    with pytest.raises(KeyboardInterrupt):
+        finish(url, "newer", overwrite=True)
+    assert (tmp_path / "out").exists() == (renames == 0)
+    monkeypatch.undo()
+
+    storage.recover_folder(url)
+    assert contents(tmp_path / "out")["part/data"] == "older"
+    finish(url, "newest", overwrite=True)
+    assert contents(tmp_path) == {
+        "out/part/data": "newest",
+        "out/manifest.json": '{\n  "text": "newest"\n}\n',
+    }
+
+
+def test_a_staged_output_recovers_what_a_kill_left_behind(tmp_path):
+    finish(str(tmp_path / "out"), "older")
+    (tmp_path / "out").rename(tmp_path / ".out.previous")
+    with pytest.raises(UserError, match="already holds something"):
+        finish(str(tmp_path / "out"), "newer")
+    assert contents(tmp_path)["out/part/data"] == "older"
+
+
+@pytest.mark.parametrize(
+    ("output", "source"),
+    [
+        ("data", "data"),
+        ("data", "data/log.csv"),
+        ("data/sub/out", "data"),
+        ("data/../data/", "data"),
+        ("s3://b/data", "s3://b/data/"),
+        ("s3://b/data/out/", "s3://b/data"),
+        ("s3://b/data", "s3://b/data/run/model"),
+    ],
+)
+def test_an_output_that_overlaps_an_input_is_refused(tmp_path, monkeypatch, output, source):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"--output {output}: overlaps {source}, which is read from"):
+        storage.check_output_apart(output, "elsewhere", source)
+
+
+@pytest.mark.parametrize(
+    ("output", "source"),
+    [
+        ("data", "data-2"),
+        ("data-2", "data"),
+        ("a/out", "a/in"),
+        ("s3://b/data", "s3://b/data2"),
+        ("s3://b/data", "/b/data"),
+    ],
+)
+def test_an_output_beside_its_inputs_is_fine(output, source):
+    storage.check_output_apart(output, source)
+
+
+def test_a_symbolic_link_does_not_hide_an_overlap(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    with pytest.raises(UserError, match="overlaps"):
+        storage.check_output_apart(str(tmp_path / "link" / "out"), str(tmp_path / "data"))
+
+
+def test_a_folder_is_no_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert storage.is_file(str(tmp_path / "file"))
+    assert not storage.is_file(str(tmp_path))
+    assert not storage.is_file(str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/folder", "s3a://bucket/folder"])
+def test_listings_of_object_stores_are_not_remembered(url):
+    filesystem, path = storage.filesystem_and_path(url)
+    filesystem.dircache["bucket/folder"] = []
+    assert "bucket/folder" not in filesystem.dircache
+    assert path == "bucket/folder"
 
 
 def test_reading_json_that_is_missing_or_damaged_is_a_user_error(tmp_path):

@@ -109,6 +109,11 @@ class HistoryDataset:
                 f"{manifest_url}: damaged, {key}: {problem['msg']}; run `recgpt prepare` again"
             ) from None
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the manifest, which names the checksum of every file of histories."""
+        return storage.checksum(storage.join(self.url, MANIFEST_FILE))
+
     @property
     def num_users(self) -> int:
         return self.manifest.num_users

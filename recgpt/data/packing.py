@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from recgpt.data.arrow import offsets_of
 from recgpt.data.plan import LANE
 from recgpt.data.sequences import history_lists
 from recgpt.schema import USER_HASH
@@ -51,7 +52,7 @@ class Histories:
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])
         return cls(
             np.concatenate([part.values for part in parts]),
-            np.concatenate([[0], np.cumsum(lengths)]),
+            offsets_of(lengths),
             np.concatenate([part.user_hash for part in parts]),
         )
 
@@ -66,7 +67,7 @@ class Histories:
     def select(self, users: np.ndarray) -> "Histories":
         """The histories of the given users (positions), in that order."""
         lengths = np.diff(self.offsets)[users]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        offsets = offsets_of(lengths)
         source = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][users] - offsets[:-1], lengths)
         return Histories(self.values[source], offsets, self.user_hash[users])
 
@@ -80,7 +81,7 @@ def pack(histories: Histories, max_history: int) -> PackedBatch:
     tokens = histories.num_tokens(max_history)
     kept = tokens > 0
     tokens = tokens[kept]
-    offsets = np.concatenate([[0], np.cumsum(tokens)])
+    offsets = offsets_of(tokens)
     first_input = histories.offsets[1:][kept] - 1 - tokens
     inputs = np.arange(offsets[-1]) + np.repeat(first_input - offsets[:-1], tokens)
     return PackedBatch(

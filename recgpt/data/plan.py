@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from recgpt.config import SplitSettings
 from recgpt.data.dataset import HistoryDataset
-from recgpt.data.sequences import split_histories
+from recgpt.data.sequences import split_columns, split_histories
 from recgpt.schema import ITEM_INDICES, USER_HASH
 
 LANE = "lane"
@@ -75,7 +75,8 @@ def read_unit(
     Every user of the unit is a row, also those without a training history (an empty list), so
     that rows count users and the cursor stays exact.
     """
-    groups = [dataset.read_row_group(dataset.row_groups[group]) for group in unit.row_groups]
+    columns = split_columns(split)
+    groups = [dataset.read_row_group(dataset.row_groups[group], columns) for group in unit.row_groups]
     window = pa.concat_tables(groups)
     order = np.random.default_rng(unit.shuffle_key).permutation(len(window))
     chosen = window.take(pa.array(order[unit.start : unit.end])).combine_chunks()

@@ -20,6 +20,11 @@ Part = Literal["train", "valid", "test", "all"]
 _MIN_ITEMS_TO_HOLD_OUT = 3  # one to start from, one for validation, one for test
 
 
+def split_columns(split: SplitSettings) -> list[str]:
+    """The columns of the histories that ``split_histories`` needs, and the user's hash."""
+    return [USER_HASH, ITEM_INDICES, *([TIMESTAMPS] if split.protocol == "time" else [])]
+
+
 def history_lists(table: pa.Table) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Item indices of all users, int32 [N], and where each user's begin and end, int64 [B+1].
 
@@ -53,9 +58,10 @@ def split_histories(
 ) -> pa.Table:
     """The part of each history that belongs to training, validation or test.
 
-    ``table`` has the columns of the histories; ``time_bounds`` come from ``resolve_time_bounds``.
-    The result has the columns user_id and user_hash of ``table``, item_indices (list<int32>, what the model
-    may see), and for `valid` and `test` also target (int32, the item to be found).
+    ``table`` has the columns of the histories, at least ``split_columns``; ``time_bounds`` come from
+    ``resolve_time_bounds``. The result has the columns user_id and user_hash as far as ``table`` has
+    them, item_indices (list<int32>, what the model may see), and for `valid` and `test` also target
+    (int32, the item to be found).
 
     `leave_one_out`: of users with 3 items or more the last item is the test target and the one before
     it the validation target, each with all that precedes it as input; training has all but these two.

@@ -3,6 +3,8 @@
 Every call is collective: all ranks must make it, in the same order, also those with nothing to send.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -33,6 +35,15 @@ def max_over_ranks(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """``value``, something small, of every rank, in rank order."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def gather_sizes(size: int, device: torch.device) -> list[int]:

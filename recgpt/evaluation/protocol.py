@@ -17,24 +17,15 @@ import torch
 
 from recgpt.config import RecallSettings, SplitSettings
 from recgpt.data.dataset import HistoryDataset, RowGroup
-from recgpt.data.sequences import history_lists, resolve_time_bounds, split_histories
+from recgpt.data.sequences import history_lists, resolve_time_bounds, split_columns, split_histories
 from recgpt.evaluation.metrics import Ranks, served_ranks
 from recgpt.retrieval.autoregressive import AutoregressiveRecall
 from recgpt.retrieval.recall_model import scale_quotas
-from recgpt.schema import ITEM_INDICES, TARGET, TIMESTAMPS, USER_HASH, USER_ID
+from recgpt.schema import TARGET, USER_HASH
 
 SERVED = "served"  # the variant with the model's own recall settings
 
 HeldOutPart = Literal["valid", "test"]
-
-
-@dataclass(frozen=True)
-class UserRange:
-    """Users ``first`` to ``end`` (exclusive) of a row group: the unit of work."""
-
-    row_group: RowGroup
-    first: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -57,26 +48,21 @@ class HeldOutUsers:
         )
 
 
-def user_ranges(dataset: HistoryDataset, max_users: int) -> list[UserRange]:
-    """All users of a dataset, in ranges of at most ``max_users``."""
-    return [
-        UserRange(row_group, first, min(first + max_users, row_group.rows))
-        for row_group in dataset.row_groups
-        for first in range(0, row_group.rows, max_users)
-    ]
-
-
 def read_held_out(
-    dataset: HistoryDataset, users: UserRange, split: SplitSettings, part: HeldOutPart
-) -> HeldOutUsers:
-    """Those of a range of users who have an item held out in this part."""
-    table = dataset.read_row_group(users.row_group, _columns(split))
-    table = table.slice(users.first, users.end - users.first)
-    table = split_histories(table, split, part, resolve_time_bounds(split, dataset.manifest))
-    item_T, offsets = history_lists(table)
-    return HeldOutUsers(
-        item_T, offsets, table[USER_HASH].to_numpy(), table[TARGET].to_numpy().astype(np.int64)
-    )
+    dataset: HistoryDataset, row_group: RowGroup, split: SplitSettings, part: HeldOutPart, max_users: int
+) -> Iterator[tuple[int, HeldOutUsers]]:
+    """The users of a row group, read once, in ranges of at most ``max_users``.
+
+    Yields for each range its number of users, and those of them who have an item held out in this part.
+    """
+    time_bounds = resolve_time_bounds(split, dataset.manifest)
+    histories = dataset.read_row_group(row_group, split_columns(split))
+    for first in range(0, row_group.rows, max_users):
+        users = histories.slice(first, max_users)
+        held_out = split_histories(users, split, part, time_bounds)
+        item_T, offsets = history_lists(held_out)
+        hashes, targets = held_out[USER_HASH].to_numpy(), held_out[TARGET].to_numpy().astype(np.int64)
+        yield len(users), HeldOutUsers(item_T, offsets, hashes, targets)
 
 
 def training_histories(
@@ -85,7 +71,7 @@ def training_histories(
     """(item indices, offsets) of the training part, one row group after the other."""
     time_bounds = resolve_time_bounds(split, dataset.manifest)
     for row_group in dataset.row_groups:
-        table = dataset.read_row_group(row_group, _columns(split))
+        table = dataset.read_row_group(row_group, split_columns(split))
         yield history_lists(split_histories(table, split, "train", time_bounds))
 
 
@@ -113,7 +99,3 @@ def recall_variants(settings: RecallSettings) -> dict[str, RecallSettings]:
         "one_step": replace(settings, quotas=(settings.k,)),
         "two_step": replace(settings, quotas=two_step),
     }
-
-
-def _columns(split: SplitSettings) -> list[str]:
-    return [USER_ID, USER_HASH, ITEM_INDICES, *([TIMESTAMPS] if split.protocol == "time" else [])]

@@ -33,7 +33,8 @@ class ModelInfo:
     vocabulary_fingerprint: str
     model: ModelSettings
     split: SplitSettings  # how its training split was made: evaluation uses the same
-    recall: RecallSettings  # the recall settings it was validated with
+    recall: RecallSettings  # how it serves unless told otherwise
+    dataset_fingerprint: str = ""  # the dataset it was trained on; empty if not known
 
 
 def table_file(index: int) -> str:
@@ -60,6 +61,7 @@ def save_model(url: str, info: ModelInfo, gpt: dict[str, Tensor], row_ranges: It
         "schema_version": MODEL_SCHEMA_VERSION,
         "num_items": info.num_items,
         "vocabulary_fingerprint": info.vocabulary_fingerprint,
+        "dataset_fingerprint": info.dataset_fingerprint,
         "model": to_dict(info.model),
         "split": to_dict(info.split),
         "recall": to_dict(info.recall),
@@ -124,6 +126,7 @@ def _read_info(description: Any, where: str) -> ModelInfo:
         return ModelInfo(
             num_items=int(description["num_items"]),
             vocabulary_fingerprint=str(description["vocabulary_fingerprint"]),
+            dataset_fingerprint=str(description["dataset_fingerprint"]),
             model=from_dict(ModelSettings, description["model"], where),
             split=from_dict(SplitSettings, description["split"], where),
             recall=from_dict(RecallSettings, description["recall"], where),

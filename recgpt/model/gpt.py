@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from recgpt.config import ModelSettings
 from recgpt.model.attention import CausalSelfAttention, KeyValueCache, Layout
-
-INIT_STANDARD_DEVIATION = 0.02
+from recgpt.model.item_table import INIT_STANDARD_DEVIATION
 
 
 @dataclass

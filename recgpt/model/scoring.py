@@ -26,7 +26,7 @@ class ExcludedPairs:
 
     def ranks(self, above_T: Tensor, target_T: Tensor, worst: int) -> Tensor:
         """1-based ranks from the number of items above; ``worst`` where the target itself is excluded."""
-        rank_T = above_T + 1
+        rank_T = (above_T + 1).clamp(max=worst)
         rank_T[self.token_P[self.item_P == target_T[self.token_P]]] = worst
         return rank_T
 
@@ -70,5 +70,6 @@ def count_at_least(
     """How many rows score at least ``threshold_T`` (float [T]): int64 [T]."""
     count_T = torch.zeros(len(interest_TD), dtype=torch.int64, device=interest_TD.device)
     for _, scores_TM in score_blocks(interest_TD, rows_ND, first, block_items, excluded):
-        count_T += (scores_TM >= threshold_T[:, None]).sum(1)
+        # Not `>=`: a model whose scores are not numbers must lose, not win.
+        count_T += (~(scores_TM < threshold_T[:, None])).sum(1)
     return count_T

@@ -76,7 +76,7 @@ class AutoregressiveRecall:
         return _in_order(pieces, by_length, self.settings.k)
 
     def _recommend_batch(self, item_T: Tensor, offsets: Tensor, user_hash_B: Tensor) -> Recalled:
-        excluded = Exclusions.from_offsets(item_T[:0], torch.zeros_like(offsets))
+        excluded = Exclusions.none(item_T.device)
         if not self.settings.keep_seen:
             excluded = Exclusions.from_offsets(item_T, offsets)
         input_T, input_offsets = _last_items(item_T, offsets, self.window)

@@ -1,31 +1,34 @@
 """Exact top-k items by dot product, block by block over the item table.
 
 Shapes: B interest vectors, D width, R = V + 1 table rows (row 0 is padding and never found),
-N rows in a block, K items asked for, E excluded (row, item) pairs.
+N rows in a block, K items asked for, P excluded (row, item) pairs.
 """
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from recgpt.model.losses import blocks
+from recgpt.model.scoring import ExcludedPairs, score_blocks
 from recgpt.schema import PADDING_INDEX
 
 FIRST_ITEM = PADDING_INDEX + 1
 
 
-@dataclass
-class Exclusions:
-    """Items that a search must not find, as (row, item) pairs in any order; repeats do no harm."""
+class Exclusions(ExcludedPairs):
+    """Items that a search must not find, as (row of the interest vector, item index) pairs.
 
-    row_E: Tensor  # int64, row of the interest vector
-    item_E: Tensor  # int64 item index; the padding index excludes nothing
+    In any order; repeats do no harm, and the padding index excludes nothing.
+    """
 
     @classmethod
-    def from_offsets(cls, item_E: Tensor, offsets: Tensor) -> "Exclusions":
-        """Items ``item_E[offsets[b]:offsets[b + 1]]`` are excluded for row b; offsets are int64 [B + 1]."""
-        return cls(torch.repeat_interleave(offsets.diff()), item_E)
+    def none(cls, device: torch.device) -> "Exclusions":
+        return cls(
+            torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=torch.int64, device=device)
+        )
+
+    @classmethod
+    def from_offsets(cls, item_P: Tensor, offsets: Tensor) -> "Exclusions":
+        """Items ``item_P[offsets[b]:offsets[b + 1]]`` are excluded for row b; offsets are int64 [B + 1]."""
+        return cls(torch.repeat_interleave(offsets.diff()), item_P)
 
     @classmethod
     def from_lists(cls, item_BX: Tensor) -> "Exclusions":
@@ -34,7 +37,7 @@ class Exclusions:
         return cls(rows.repeat_interleave(item_BX.shape[1]), item_BX.flatten())
 
     def plus(self, other: "Exclusions") -> "Exclusions":
-        return Exclusions(torch.cat([self.row_E, other.row_E]), torch.cat([self.item_E, other.item_E]))
+        return Exclusions(torch.cat([self.token_P, other.token_P]), torch.cat([self.item_P, other.item_P]))
 
 
 class ExactIndex:
@@ -62,11 +65,8 @@ class ExactIndex:
         batch = len(interest_BD)
         best_score_BK = interest_BD.new_full((batch, k), -torch.inf)
         best_item_BK = torch.full((batch, k), PADDING_INDEX, device=interest_BD.device)
-        by_block = _ByBlock(excluded)
-        for first, end in blocks(FIRST_ITEM, len(self.table_RD), self.block_items):
-            score_BN = interest_BD @ self.table_RD[first:end].T
-            row_E, item_E = by_block.pairs(first, end)
-            score_BN[row_E, item_E - first] = -torch.inf
+        pairs = Exclusions.none(interest_BD.device) if excluded is None else excluded
+        for first, score_BN in score_blocks(interest_BD, self.table_RD, FIRST_ITEM, self.block_items, pairs):
             score_BK, position_BK = _top_of_block(score_BN, k)
             # Items of earlier blocks have lower indices and stand first: a stable sort settles ties.
             score_BK = torch.cat([best_score_BK, score_BK], 1)
@@ -75,21 +75,6 @@ class ExactIndex:
             best_score_BK = score_BK[:, :k]
             best_item_BK = item_BK.gather(1, order_BK[:, :k])
         return best_score_BK, best_item_BK.masked_fill_(best_score_BK == -torch.inf, PADDING_INDEX)
-
-
-class _ByBlock:
-    """Exclusions sorted by item once, so that each block takes a slice and not a pass over all."""
-
-    def __init__(self, excluded: Exclusions | None):
-        if excluded is None:
-            excluded = Exclusions(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
-        self.item_E, order_E = excluded.item_E.sort()
-        self.row_E = excluded.row_E[order_E]
-
-    def pairs(self, first: int, end: int) -> tuple[Tensor, Tensor]:
-        bounds = torch.tensor([first, end], device=self.item_E.device)
-        start, stop = torch.searchsorted(self.item_E, bounds).tolist()
-        return self.row_E[start:stop], self.item_E[start:stop]
 
 
 def _top_of_block(score_BN: Tensor, k: int) -> tuple[Tensor, Tensor]:

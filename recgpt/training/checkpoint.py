@@ -1,6 +1,6 @@
 """Checkpoints that do not depend on the number of workers and that cannot run code.
 
-RUN/checkpoints/step-00001234/ holds whole dense tensors, the rows of a sharded table with their
+RUN/checkpoints/step-0000001234-epoch-00002/ holds whole dense tensors, the rows of a sharded table with their
 optimizer state by global row, and the state of training as JSON; ``manifest.json`` with the size and
 checksum of every file is written last. A folder without a valid manifest is never loaded.
 
@@ -15,7 +15,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from recgpt import storage
@@ -39,8 +38,9 @@ class TableRows:
     tensors: dict[str, Tensor]
 
 
-def checkpoint_name(step: int) -> str:
-    return f"{_PREFIX}{step:010d}"
+def checkpoint_name(step: int, epoch: int) -> str:
+    """Sorts by step; the epoch tells a checkpoint inside an epoch from the one after its last step."""
+    return f"{_PREFIX}{step:010d}-epoch-{epoch:05d}"
 
 
 def save(
@@ -63,7 +63,7 @@ def save(
         files[_table_file(collectives.rank())] = safetensors.torch.save(tensors)
     collectives.barrier()  # nobody writes into a folder that rank 0 is still clearing
     written = [_write(folder, file, data) for file, data in files.items()]
-    entries = [entry for part in _gather(written) for entry in part]
+    entries = [entry for part in collectives.gather_objects(written) for entry in part]
     if collectives.rank() == 0:
         entries.append(_write(folder, STATE_FILE, json.dumps(state, indent=2).encode()))
         layout = {"num_rows": table.num_rows, "shards": collectives.world_size()} if table else None
@@ -131,15 +131,6 @@ def _remove(folder: str) -> None:
 def _write(folder: str, file: str, data: bytes) -> dict[str, Any]:
     storage.write_bytes(storage.join(folder, file), data)
     return {"file": file, "bytes": len(data), "sha256": storage.checksum_of(data)}
-
-
-def _gather(value: Any) -> list[Any]:
-    """``value`` of every rank, on every rank."""
-    if collectives.world_size() == 1:
-        return [value]
-    values = [None] * collectives.world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _read(run: str, name: str, file: str) -> bytes:

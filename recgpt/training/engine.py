@@ -56,7 +56,13 @@ def read_deepspeed_config(name: str) -> dict[str, Any]:
     config = storage.read_json(path)
     for key in sorted({"optimizer", "scheduler", "train_batch_size", *_DECIDED_HERE} & set(config)):
         raise UserError(f"{path}: {key} is decided by RecGPT's settings; remove it from the DeepSpeed file")
+    if _zero_stage(config) not in (1, 2, 3):
+        raise UserError(f"{path}: zero_optimization.stage must be 1, 2 or 3")
     return config
+
+
+def _zero_stage(config: dict[str, Any]) -> int:
+    return config.get("zero_optimization", {}).get("stage", 0)
 
 
 class DenseEngine:
@@ -66,8 +72,8 @@ class DenseEngine:
         self._deepspeed = _import_deepspeed()
         # Under ZeRO-3 DeepSpeed's hooks take a parameter away again after each use, which leaves
         # only the training step itself: everything else reads a copy.
-        stage = deepspeed_config.get("zero_optimization", {}).get("stage", 0)
-        self._twin = module.twin() if stage == 3 else None
+        self.stage = _zero_stage(deepspeed_config)
+        self._twin = module.twin() if self.stage == 3 else None
         inner = torch.optim.AdamW(
             module.parameters(),
             lr=optimizer.learning_rate,
@@ -78,7 +84,6 @@ class DenseEngine:
         config = {**deepspeed_config, **_DECIDED_HERE}
         with _quiet():
             self._engine, *_ = self._deepspeed.initialize(model=module, optimizer=inner, config=config)
-        self.stage = int(self._engine.zero_optimization_stage())
 
     def __call__(self, *inputs: Any) -> Any:
         return self._engine(*inputs)
@@ -104,8 +109,10 @@ class DenseEngine:
             yield self._twin
             return
         self._engine.eval()
-        yield self._engine.module
-        self._engine.train()
+        try:
+            yield self._engine.module
+        finally:
+            self._engine.train()
 
     def weights(self) -> dict[str, Tensor]:
         """All parameters by name, whole, float32 on the CPU. Collective."""
@@ -180,6 +187,8 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("DeepSpeed")
     level = logger.level
     logger.setLevel(logging.WARNING)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
-    logger.setLevel(level)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    finally:
+        logger.setLevel(level)

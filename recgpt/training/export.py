@@ -1,20 +1,27 @@
 """From a checkpoint to the exported model: whole weights, the item table in row ranges."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import Tensor
 
 from recgpt import storage
-from recgpt.config import TrainSettings
+from recgpt.config import SplitSettings, TrainSettings
 from recgpt.data.dataset import HistoryDataset
-from recgpt.model.export import ModelInfo, save_model
+from recgpt.data.sequences import resolve_time_bounds
+from recgpt.model.export import EXPORT_FOLDER, ModelInfo, save_model
 from recgpt.training import checkpoint
 from recgpt.training.model import is_sharded
-from recgpt.training.run_folder import MODEL_FOLDER
 
 _ROWS_PER_FILE = 1_000_000
 _TABLE_WEIGHT = "item_table.weight"
 _GPT_PREFIX = "gpt."
+
+
+def _frozen(split: SplitSettings, dataset: HistoryDataset) -> SplitSettings:
+    """The split with its instants in figures: another preparation of the log must not move them."""
+    bounds = resolve_time_bounds(split, dataset.manifest)
+    return split if bounds is None else replace(split, valid_from=bounds[0], test_from=bounds[1])
 
 
 def export_checkpoint(folder: str, name: str, settings: TrainSettings, dataset: HistoryDataset) -> None:
@@ -27,7 +34,8 @@ def export_checkpoint(folder: str, name: str, settings: TrainSettings, dataset: 
         num_items=dataset.num_items,
         vocabulary_fingerprint=dataset.manifest.vocabulary_fingerprint,
         model=settings.model,
-        split=settings.data.split,
+        split=_frozen(settings.data.split, dataset),
+        dataset_fingerprint=dataset.fingerprint,
         recall=settings.recall,
     )
 
@@ -39,4 +47,4 @@ def export_checkpoint(folder: str, name: str, settings: TrainSettings, dataset: 
             else:
                 yield dense[_TABLE_WEIGHT][first:end]
 
-    save_model(storage.join(folder, MODEL_FOLDER), info, gpt, row_ranges())
+    save_model(storage.join(folder, EXPORT_FOLDER), info, gpt, row_ranges())

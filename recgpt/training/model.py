@@ -42,10 +42,6 @@ class TrainingBatch:
     offsets: Tensor  # int64 [B + 1]
     user_row_B: Tensor  # int64
 
-    @property
-    def num_targets(self) -> int:
-        return int((self.target_T != PADDING_INDEX).sum())
-
 
 class NextItemModel(nn.Module):
     """Next-item prediction. A replicated table is a submodule, trained by the engine with the GPT;

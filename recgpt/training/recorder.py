@@ -1,5 +1,6 @@
 """What a run writes down of itself: metrics.jsonl, TensorBoard events, live progress."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from tensorboardX import SummaryWriter
 
 from recgpt import storage
 from recgpt.distributed import collectives
+from recgpt.errors import UserError
 from recgpt.training import run_folder
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ LOG_EVERY_STEPS = 20
 
 
 class Recorder:
-    """Collects figures on every rank and writes them on rank 0.
+    """Collects figures on every rank and writes them on rank 0 (TensorBoard events to local folders only).
 
     Args:
         folder: the run's folder.
@@ -35,21 +37,28 @@ class Recorder:
         self._sums = torch.zeros(2, dtype=torch.float64)  # loss, targets
         self._since = time.monotonic()
         self._events: SummaryWriter | None = None
-        if collectives.rank() == 0 and storage.is_local(folder):
-            self._events = SummaryWriter(storage.join(folder, "tensorboard"))
 
     def restart(self, step: int) -> None:
         """Forget what was written after ``step``."""
+        if collectives.rank() == 0 and storage.is_local(self._folder):
+            self._events = SummaryWriter(storage.join(self._folder, "tensorboard"), purge_step=step + 1)
         self._lines = run_folder.read_metrics(self._folder, step) if collectives.rank() == 0 else []
         self._restart_interval()
 
     def step(self, state: "TrainingState", loss_sum: torch.Tensor, num_targets: int, rate: float) -> None:
         """Count a step; every ``LOG_EVERY_STEPS`` a line with the mean loss per target since the last one."""
-        self._sums[0] += loss_sum.item()
+        # Where the loss is: the step need not wait for it, and NCCL reduces nothing else.
+        self._sums = self._sums.to(loss_sum.device)
+        self._sums[0] += loss_sum
         self._sums[1] += num_targets / collectives.world_size()
         if state.step % LOG_EVERY_STEPS:
             return
         loss, targets = collectives.sum_over_ranks(self._sums.clone()).tolist()
+        if not math.isfinite(loss):
+            raise UserError(
+                f"training diverged: the loss is not finite at step {state.step} of {state.stage}; "
+                f"lower {state.stage}.optimizer.learning_rate and start again with --overwrite"
+            )
         seconds = time.monotonic() - self._since
         self._restart_interval()
         self._write(

@@ -1,7 +1,7 @@
 """The folder of a run: started, gone on with, finished, replaced.
 
 settings.json     resolved settings and the dataset's fingerprint, written first
-metrics.jsonl     one JSON object per line: training every few steps, validation every epoch
+metrics.jsonl     one JSON object per line: training every few steps, validation after epochs
 tensorboard/      the same as TensorBoard events
 checkpoints/      the newest and the best
 model/            the export of the final model
@@ -14,49 +14,78 @@ from pathlib import Path
 from typing import Any
 
 from recgpt import storage
-from recgpt.config import TrainSettings, to_dict
+from recgpt.config import STAGES, TrainSettings, to_dict
 from recgpt.errors import UserError
 from recgpt.schema import MANIFEST_FILE
 
 SETTINGS_FILE = "settings.json"
 METRICS_FILE = "metrics.jsonl"
-MODEL_FOLDER = "model"
 
-# What may differ when a run goes on: it changes how fast the run is, not what it computes.
-_MAY_DIFFER = ("workers", "threads_per_worker", "deepspeed", "keep_checkpoints", "checkpoint_every_steps")
+# What may differ when a run goes on: how fast the run is and how far it goes, not what it computes.
+_MAY_DIFFER = (
+    "workers",
+    "threads_per_worker",
+    "deepspeed",
+    "stages",
+    "keep_checkpoints",
+    "checkpoint_every_steps",
+)
 
 
-def is_finished(run: str) -> bool:
-    return storage.exists(storage.join(run, MANIFEST_FILE))
+def open_run(run: str, settings: TrainSettings, dataset_fingerprint: str, overwrite: bool) -> str:
+    """The folder to train in: ``run`` itself, or a hidden one beside it while something is replaced.
 
-
-def open_run(run: str, settings: TrainSettings, vocabulary_fingerprint: str, overwrite: bool) -> str:
-    """The folder to train in: ``run`` itself, or a hidden one beside it while a finished run is replaced.
-
-    On an object store a finished run that is to be replaced is removed at once.
-    An unfinished run with the same settings is gone on with. Raises ``UserError`` if the folder holds a
-    finished run and ``overwrite`` is not given, an unfinished one with other settings, or something else.
+    A run with the same settings that has not finished all of ``settings.stages`` is gone on with; with
+    ``overwrite`` an unfinished one begins again, and a finished one (or whatever else the folder
+    holds) stays until the new run takes its place. On an object store it is removed at once.
+    Raises ``UserError`` if the folder holds a finished run or something else and ``overwrite`` is
+    not given, a run with other settings, or if prompt-tuning has nothing to begin with.
     """
-    if is_finished(run):
-        storage.check_output_is_free(run, overwrite)
-        run = _replacement(run)
-    identity = {"settings": to_dict(settings), "vocabulary_fingerprint": vocabulary_fingerprint}
-    identity_url = storage.join(run, SETTINGS_FILE)
-    if storage.exists(identity_url):
-        difference = _difference(storage.read_json(identity_url), identity)
-        if difference and not overwrite:
-            raise UserError(
-                f"{run}: holds an unfinished run with another {difference}; "
-                "use the same settings to go on with it, another folder, or --overwrite"
-            )
-        if difference:
-            storage.remove(run)
-    else:
-        if overwrite:
-            storage.remove(run)
+    storage.recover_folder(run)
+    identity = {"settings": to_dict(settings), "dataset_fingerprint": dataset_fingerprint}
+    if overwrite and not storage.is_empty(run):
+        run = _place_of_the_new(run, identity)
+    if not storage.exists(storage.join(run, SETTINGS_FILE)):
         storage.check_output_is_free(run, overwrite=False)
-    storage.write_json(identity_url, identity)
+        if settings.stages[0] != STAGES[0]:
+            raise UserError(
+                f"{run}: {settings.stages[0]} needs a pre-trained run there; add the stage {STAGES[0]}"
+            )
+    else:
+        _check_same(run, identity)
+        missing = [stage for stage in settings.stages if stage not in finished_stages(run)]
+        if not missing:
+            storage.check_output_is_free(run, overwrite=False)
+    storage.write_json(storage.join(run, SETTINGS_FILE), identity)
     return run
+
+
+def finished_stages(run: str) -> list[str]:
+    """The stages that a finished run has been through; none if it is not finished."""
+    manifest = storage.join(run, MANIFEST_FILE)
+    return list(storage.read_json(manifest)["stages"]) if storage.exists(manifest) else []
+
+
+def _place_of_the_new(run: str, identity: Mapping[str, Any]) -> str:
+    """Where a run that replaces what is in ``run`` is trained; there it may have been begun already."""
+    is_run = storage.exists(storage.join(run, SETTINGS_FILE))
+    if not storage.is_local(run) or (is_run and not finished_stages(run)):
+        storage.remove(run)  # nothing finished is lost, or the store cannot rename
+        return run
+    replacement = str(Path(run).with_name(f".{Path(run).name}.partial"))
+    begun = storage.join(replacement, SETTINGS_FILE)
+    if not storage.exists(begun) or _difference(storage.read_json(begun), identity):
+        storage.remove(replacement)
+    return replacement
+
+
+def _check_same(run: str, identity: Mapping[str, Any]) -> None:
+    difference = _difference(storage.read_json(storage.join(run, SETTINGS_FILE)), identity)
+    if difference:
+        raise UserError(
+            f"{run}: holds a run with another {difference}; "
+            "use the same settings to go on with it, another folder, or --overwrite"
+        )
 
 
 def finish_run(folder: str, run: str, summary: dict[str, Any]) -> None:
@@ -79,14 +108,6 @@ def read_metrics(folder: str, until_step: int) -> list[dict[str, Any]]:
 def write_metrics(folder: str, lines: list[dict[str, Any]]) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     storage.write_bytes(storage.join(folder, METRICS_FILE), text.encode())
-
-
-def _replacement(run: str) -> str:
-    if not storage.is_local(run):  # an object store cannot rename: the old run goes before the new one
-        storage.remove(storage.join(run, MANIFEST_FILE))
-        storage.remove(run)
-        return run
-    return str(Path(run).with_name(f".{Path(run).name}.partial"))
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str | None:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from recgpt.config import StageSettings, TrainSettings
+from recgpt.config import STAGES, StageSettings, TrainSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.data.packing import LaneStep, empty_step, lane_steps
 from recgpt.data.plan import ReadUnit, epoch_units
@@ -21,6 +21,7 @@ from recgpt.data.sequences import resolve_time_bounds
 from recgpt.distributed import collectives
 from recgpt.distributed.sharded_item_table import ShardedItemTable
 from recgpt.distributed.table_optimizer import RowAdamW
+from recgpt.errors import UserError
 from recgpt.training import checkpoint, export
 from recgpt.training.engine import DenseEngine, init_process_group, read_deepspeed_config
 from recgpt.training.model import TrainingBatch, build_model
@@ -43,7 +44,7 @@ class TrainingState:
     best_value: float | None = None
     best_checkpoint: str | None = None
     validations_without_best: int = 0
-    finished_stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)  # what each stage has reached
 
 
 def train(
@@ -65,20 +66,22 @@ def train(
     torch.set_num_threads(settings.threads_per_worker)
     init_process_group()
     trainer = Trainer(settings, dataset, folder, read_units, recorder)
-    newest = checkpoint.newest(folder)
+    # One rank looks: a shared file system may show the newest folder to some ranks only.
+    newest = collectives.gather_objects(checkpoint.newest(folder))[0]
     if newest:
         trainer.resume(newest)
-    stages: list[str] = list(settings.stages)
-    for stage in stages[stages.index(trainer.state.stage) if newest else 0 :]:
+    for stage in settings.stages:
+        if STAGES.index(stage) < STAGES.index(trainer.state.stage or stage):
+            continue
         if stage != trainer.state.stage:
             trainer.start_stage(stage, weights_from=trainer.state.best_checkpoint)
         trainer.run_stage()
-        trainer.finish_stage()
     if collectives.rank() == 0:
         assert trainer.state.best_checkpoint, "a stage validates at least once"
         export.export_checkpoint(folder, trainer.state.best_checkpoint, settings, dataset)
     collectives.barrier()
-    return trainer.state.finished_stages
+    trainer.close()
+    return trainer.state.results
 
 
 class Trainer:
@@ -102,6 +105,7 @@ class Trainer:
         time_bounds = resolve_time_bounds(settings.data.split, dataset.manifest)
         self.validator = Validator(dataset, settings, time_bounds, self.device)
         self.state = TrainingState(stage="")
+        self._engine: DenseEngine | None = None
         self.table_optimizer: RowAdamW | None = None
 
     # Stages
@@ -112,7 +116,7 @@ class Trainer:
             stage,
             step=self.state.step,
             consumed=[0] * self.settings.data.lanes,
-            finished_stages=self.state.finished_stages,
+            results=self.state.results,
         )
         self._build(weights_from, with_moments=False)
         self.recorder.restart(self.state.step)
@@ -125,24 +129,25 @@ class Trainer:
 
     def run_stage(self) -> None:
         """Epochs until the stage's limit, or until validation has not improved for ``patience`` times."""
+        if not self.validator.num_users():
+            raise UserError(
+                f"{self.dataset.url}: no user has an item held out for validation, protocol "
+                f"{self.settings.data.split.protocol}; train on a log with longer histories or another split"
+            )
         stage = self._stage_settings
         while self.state.epoch < stage.max_epochs and self.state.validations_without_best < stage.patience:
             self._run_epoch()
+            if not self.state.stage_step:
+                raise UserError(
+                    f"{self.dataset.url}: no history has a training target, protocol "
+                    f"{self.settings.data.split.protocol}; train on a log with longer histories"
+                )
             self.state.epoch += 1
             self.state.consumed = [0] * self.settings.data.lanes
             last = self.state.epoch == stage.max_epochs
             if last or self.state.epoch % self.settings.validation.every_epochs == 0:
                 self._validate()
             self._save()
-
-    def finish_stage(self) -> None:
-        self.state.finished_stages[self.state.stage] = {
-            self.settings.validation.metric: self.state.best_value,
-            "checkpoint": self.state.best_checkpoint,
-            "epochs": self.state.epoch,
-            "step": self.state.step,
-        }
-        self.engine.close()
 
     # Epochs and steps
 
@@ -224,31 +229,43 @@ class Trainer:
         value = metrics[self.settings.validation.metric]
         if self.state.best_value is None or value > self.state.best_value:
             self.state.best_value = value
-            self.state.best_checkpoint = checkpoint.checkpoint_name(self.state.step)
+            self.state.best_checkpoint = checkpoint.checkpoint_name(self.state.step, self.state.epoch)
             self.state.validations_without_best = 0
         else:
             self.state.validations_without_best += 1
+        self.state.results[self.state.stage] = {
+            self.settings.validation.metric: self.state.best_value,
+            "checkpoint": self.state.best_checkpoint,
+            "epochs": self.state.epoch,
+            "step": self.state.step,
+        }
         self.recorder.validation(self.state, metrics)
 
     def _save(self) -> None:
-        name = checkpoint.checkpoint_name(self.state.step)
+        name = checkpoint.checkpoint_name(self.state.step, self.state.epoch)
         table = None
         if self.table_optimizer:
             table = checkpoint.TableRows(self.dataset.num_items + 1, self.table_optimizer.tensors())
+        self.recorder.flush()
         state, weights = asdict(self.state), self.engine.weights()
         checkpoint.save(self.folder, name, state, weights, self.engine.optimizer_state(), table)
-        self.recorder.flush()
         if collectives.rank() == 0:
             newest = checkpoint.finished(self.folder)[-self.settings.keep_checkpoints :]
-            checkpoint.keep_only(self.folder, {*newest, self.state.best_checkpoint or name})
+            checkpoint.keep_only(self.folder, set(newest).union(*map(self._rests_on, newest)))
+
+    def _rests_on(self, name: str) -> set[str]:
+        """The best checkpoints that a resume from checkpoint ``name`` would come back to."""
+        state = TrainingState(**checkpoint.load_state(self.folder, name))
+        return {result["checkpoint"] for result in state.results.values()}
 
     def _build(self, weights_from: str | None, with_moments: bool) -> None:
         """Model, engine and table optimizer, with weights and perhaps moments of a checkpoint."""
+        self.close()
         self.model = build_model(self.settings, self.dataset.num_items, self.device)
         if weights_from:
             self.model.load_state_dict(checkpoint.load_dense(self.folder, weights_from))
         optimizer = self._stage_settings.optimizer
-        self.engine = DenseEngine(self.model, optimizer, read_deepspeed_config(self.settings.deepspeed))
+        self._engine = DenseEngine(self.model, optimizer, read_deepspeed_config(self.settings.deepspeed))
         if weights_from and with_moments:
             self.engine.load_optimizer_state(checkpoint.load_dense_optimizer(self.folder, weights_from))
         self.table_optimizer = None
@@ -261,13 +278,24 @@ class Trainer:
                 if with_moments or name == "rows":
                     tensor.copy_(saved[name])
 
+    def close(self) -> None:
+        """Give back what the engine of the last stage holds."""
+        if self._engine:
+            self._engine.close()
+            self._engine = None
+
+    @property
+    def engine(self) -> DenseEngine:
+        assert self._engine, "a stage has been started or resumed"
+        return self._engine
+
     @property
     def _stage_settings(self) -> StageSettings:
         return getattr(self.settings, self.state.stage)
 
     def _epoch_of_run(self) -> int:
         """A number that no other epoch of the run has, so that each has its own order."""
-        return self.settings.stages.index(self.state.stage) * 1_000_000 + self.state.epoch
+        return STAGES.index(self.state.stage) * 1_000_000 + self.state.epoch
 
     def _learning_rate(self) -> float:
         optimizer = self._stage_settings.optimizer

@@ -59,13 +59,18 @@ class Validator:
             for part in np.array_split(order, -(-len(order) // _BATCH_USERS) or 1)
         ]
 
+    def num_users(self) -> int:
+        """Users validated, over all ranks. Collective."""
+        mine = sum(len(histories) for histories, _ in self._batches)
+        return int(collectives.sum_over_ranks(torch.tensor(mine, device=self._device)))
+
     @torch.no_grad()
     def measure(self, model: NextItemModel) -> dict[str, float]:
         """hit_rate@k and ndcg@k for k = 5, 10, 20, and num_users, over all ranks. Collective."""
         mine = torch.cat([self._ranks(model, *batch) for batch in self._same_number_everywhere()])
         sizes = collectives.gather_sizes(len(mine), self._device)
         ranks = collectives.gather_rows(mine, sizes).cpu().double().numpy()
-        metrics = rank_metrics(ranks if len(ranks) else np.array([np.inf]))  # without users all are 0
+        metrics = rank_metrics(ranks)
         del metrics["mrr"]  # of the whole catalogue, not of a served list: another figure than evaluation's
         return {"num_users": float(len(ranks)), **metrics}
 
@@ -83,7 +88,8 @@ class Validator:
         offsets = torch.from_numpy(histories.offsets).to(self._device)
         items_T = torch.from_numpy(histories.values.astype(np.int64)).to(self._device)
         whole = Layout.from_offsets(offsets)
-        excluded = ExcludedPairs(whole.row, items_T)
+        seen_T = torch.full_like(items_T, not self._settings.recall.keep_seen, dtype=torch.bool)
+        excluded = ExcludedPairs(whole.row[seen_T], items_T[seen_T])
         newest_T = whole.position >= (offsets.diff() - max_history)[whole.row]
         lengths_B = offsets.diff().clamp(max=max_history)
         input_offsets = torch.cat([lengths_B.new_zeros(1), lengths_B.cumsum(0)])

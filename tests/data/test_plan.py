@@ -129,6 +129,16 @@ def test_each_epoch_and_seed_has_its_own_order_and_the_same_one_again():
     assert order(1, 0) == orders[2]
 
 
+def test_row_groups_come_in_another_order_each_epoch_and_each_window_has_its_own_shuffle():
+    def windows(epoch):
+        return plan([3] * 8, total_lanes=1, window_users=3, shuffle=(0, epoch))
+
+    orders = [[unit.row_groups for unit in windows(epoch)] for epoch in range(3)]
+    assert orders[0] != sorted(orders[0])
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert [unit.shuffle_key for unit in windows(2)] == [(0, 2, window) for window in range(8)]
+
+
 HISTORIES = {
     "ann": ["a", "b", "c", "d"],
     "bob": ["c", "a", "b"],
@@ -136,8 +146,6 @@ HISTORIES = {
     "dan": ["b", "d"],
     "eve": ["a", "c", "d", "b", "a"],
 }
-
-
 TRAINED_ON = {"ann": "ab", "bob": "c", "cyd": "d", "dan": "bd", "eve": "acd"}
 
 
@@ -176,7 +184,7 @@ def test_a_user_without_a_training_history_is_a_row_all_the_same(tmp_path):
             "timestamps": pa.array([[10, 20], [30]], pa.list_(pa.int64())),
         }
     )
-    dataset = SimpleNamespace(row_groups=[None], read_row_group=lambda group: table)
+    dataset = SimpleNamespace(row_groups=[None], read_row_group=lambda group, columns: table.select(columns))
     unit = ReadUnit(3, (0,), (0, 0, 0), 0, 2)
     read = read_unit(dataset, unit, SplitSettings(protocol="time"), time_bounds=(20, 40))
     assert sorted((row["user_hash"], row["item_indices"]) for row in read.to_pylist()) == [(1, [1]), (2, [])]

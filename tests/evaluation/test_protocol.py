@@ -14,12 +14,10 @@ from recgpt.data.dataset import DatasetManifest, HistoryDataset, HistoryFile
 from recgpt.data.vocabulary import Vocabulary
 from recgpt.evaluation.protocol import (
     HeldOutUsers,
-    UserRange,
     ranks_of_recall,
     read_held_out,
     recall_variants,
     training_histories,
-    user_ranges,
 )
 from recgpt.model.gpt import GPT
 from recgpt.retrieval.autoregressive import AutoregressiveRecall
@@ -70,22 +68,25 @@ def dataset(tmp_path) -> HistoryDataset:
 def read_all(dataset, split, part, max_users):
     """(history, target) of all held-out users, in order."""
     found = []
-    for users in user_ranges(dataset, max_users):
-        held_out = read_held_out(dataset, users, split, part)
-        histories = np.split(held_out.item_T, held_out.offsets[1:-1])
-        found += [
-            (history.tolist(), target) for history, target in zip(histories, held_out.target_B, strict=False)
-        ]
+    for row_group in dataset.row_groups:
+        for _, held_out in read_held_out(dataset, row_group, split, part, max_users):
+            histories = np.split(held_out.item_T, held_out.offsets[1:-1])
+            targets = held_out.target_B
+            found += [(history.tolist(), target) for history, target in zip(histories, targets, strict=False)]
     return found
 
 
-def test_ranges_cover_every_user_once_and_never_cross_row_groups(dataset):
-    first, second = dataset.row_groups
-    assert user_ranges(dataset, 2) == [
-        UserRange(first, 0, 2),
-        UserRange(first, 2, 3),
-        UserRange(second, 0, 2),
-    ]
+def test_ranges_cover_a_row_group_and_it_is_read_once(dataset, monkeypatch):
+    reads = []
+    read = HistoryDataset.read_row_group
+    monkeypatch.setattr(
+        HistoryDataset,
+        "read_row_group",
+        lambda self, group, columns: reads.append((group.index, columns)) or read(self, group, columns),
+    )
+    ranges = list(read_held_out(dataset, dataset.row_groups[0], LEAVE_ONE_OUT, "test", 2))
+    assert [(users, held_out.user_hash_B.tolist()) for users, held_out in ranges] == [(2, [100]), (1, [102])]
+    assert reads == [(0, ["user_hash", "item_indices"])]
 
 
 @pytest.mark.parametrize("max_users", [1, 2, 100])
@@ -128,7 +129,7 @@ def test_ranks_are_those_of_the_served_list(dataset):
     table_RD = torch.randn(6, 8)
     settings = RecallSettings(k=4, quotas=(3, 1))
     recall = AutoregressiveRecall(gpt, ExactIndex(table_RD, 2), table_RD, settings)
-    users = read_held_out(dataset, user_ranges(dataset, 5)[0], LEAVE_ONE_OUT, "test")
+    ((_, users),) = read_held_out(dataset, dataset.row_groups[0], LEAVE_ONE_OUT, "test", 5)
     served = recall.recommend(
         torch.tensor([1, 2, 3, 2, 5]), torch.tensor([0, 3, 5]), torch.tensor([100, 102])
     )
@@ -138,8 +139,7 @@ def test_ranks_are_those_of_the_served_list(dataset):
 
 
 def test_a_range_without_held_out_users_gives_no_ranks(dataset):
-    only_the_fourth = UserRange(dataset.row_groups[1], 0, 1)
-    users = read_held_out(dataset, only_the_fourth, LEAVE_ONE_OUT, "test")
+    (_, users), _ = read_held_out(dataset, dataset.row_groups[1], LEAVE_ONE_OUT, "test", 1)  # the fourth user
     gpt = GPT(ModelSettings(width=8, max_history=8)).eval()
     table_RD = torch.randn(6, 8)
     recall = AutoregressiveRecall(gpt, ExactIndex(table_RD, 2), table_RD, RecallSettings(k=2, quotas=(2,)))

@@ -15,6 +15,11 @@ from recgpt import __version__
 VERBS = ("prepare", "train", "generate", "evaluate", "quickstart")
 
 
+def has_default(option):
+    """Required, or the help says in words what happens without the option."""
+    return option.required or isinstance(option.show_default, str)
+
+
 def test_version():
     result = CliRunner().invoke(app, ["--version"])
     assert result.exit_code == 0
@@ -45,6 +50,9 @@ def test_every_option_is_explained(verb):
 
     command = get_command(importlib.import_module(f"ray_jobs.{verb}").app)
     assert [option.name for option in command.params if not option.help] == []
+    with_value = [option for option in command.params if not option.is_flag]
+    assert [option.name for option in with_value if f"Example: {option.opts[0]} " not in option.help] == []
+    assert [option.name for option in with_value if option.default is None and not has_default(option)] == []
 
 
 def test_an_unknown_verb_is_one_line_and_status_2(monkeypatch, capsys):

@@ -76,6 +76,11 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
         run(monkeypatch, "--input", "a", "--size", "14")
 
 
+def test_the_first_of_several_values_may_stand_behind_an_equals_sign(monkeypatch):
+    assert run(monkeypatch, "--input=a", "b", "c", "--size=7", "--input", "d") == 0
+    assert received == {"paths": ["a", "b", "c", "d"], "size": 7, "overwrite": False}
+
+
 def test_help_is_no_error(monkeypatch, capsys):
     assert run(monkeypatch, "--help") == 0
     assert "--overwrite" in capsys.readouterr().out
@@ -88,10 +93,13 @@ WORDS = st.text("ab/=.", min_size=1, max_size=4)
 @given(
     before=st.lists(WORDS, max_size=2),
     values=st.lists(WORDS, min_size=1, max_size=4),
-    other=st.sampled_from(["--output", "--debug"]),
+    other=st.sampled_from(["--output", "--debug", "--output=z"]),
 )
 def test_values_are_repeated_in_order_and_nothing_else_changes(before, values, other):
     expanded = one_value_per_option([*before, "--input", *values, other, "x", "y"])
     repeated = [part for value in values for part in ("--input", value)]
     assert expanded == [*before, *repeated, other, "x", "y"]
     assert one_value_per_option(expanded) == expanded
+    first, *more = values
+    joined = one_value_per_option([*before, f"--input={first}", *more, other, "x", "y"])
+    assert joined == [*before, f"--input={first}", *repeated[2:], other, "x", "y"]

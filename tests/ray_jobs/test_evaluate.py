@@ -59,7 +59,7 @@ def write_dataset(folder, histories, ids="item") -> str:
     return str(folder)
 
 
-def write_model(folder, dataset: str, split=None, quotas=(18, 2)) -> str:
+def write_model(folder, dataset: str, split=None, quotas=(18, 2), dataset_fingerprint="") -> str:
     torch.manual_seed(0)
     settings = ModelSettings(width=8, max_history=8, user=UserSettings(buckets=5))
     gpt = GPT(settings)
@@ -71,6 +71,7 @@ def write_model(folder, dataset: str, split=None, quotas=(18, 2)) -> str:
         settings,
         split or SplitSettings(),
         RecallSettings(k=20, quotas=quotas),
+        dataset_fingerprint,
     )
     save_model(str(folder / "model"), info, gpt.state_dict(), [torch.randn(NUM_ITEMS + 1, 8)])
     return str(folder)
@@ -139,6 +140,14 @@ class TestInRay:
         assert "valid split" in out
         assert f"{expected_metrics(run, histories, 2, (18, 2))['mrr']:.4f}" in out
         assert "Markov" not in out
+
+    @pytest.mark.parametrize("same", [True, False])
+    def test_another_preparation_of_the_log_is_warned_of(self, dataset, tmp_path, monkeypatch, capsys, same):
+        monkeypatch.setattr("ray_jobs.evaluate.USERS_PER_STEP", 3)
+        fingerprint = HistoryDataset.open(dataset).fingerprint if same else "0" * 64
+        model = write_model(tmp_path, dataset, dataset_fingerprint=fingerprint)
+        run_evaluate(model, dataset, baselines=False)
+        assert ("evaluated on another preparation of the log" in capsys.readouterr().err) != same
 
     def test_a_split_without_users_is_refused(self, tmp_path):
         (tmp_path / "dataset").mkdir()

@@ -145,7 +145,7 @@ def test_an_actor_that_is_killed_is_replaced(local_ray, run, dataset, tmp_path, 
             if unit.part == 2 and not killed.exists():
                 killed.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().write_candidates(unit)
+            yield from super().write_candidates(unit)
 
     monkeypatch.setattr("ray_jobs.generate.RecallWorker", KilledOnce)
     run_generate(str(run), dataset.url, str(tmp_path / "out"))
@@ -170,9 +170,24 @@ def test_a_part_does_not_depend_on_who_writes_it_or_when(run, dataset, tmp_path)
 
     worker = RecallWorker(str(run / "model"), dataset, str(tmp_path), RECALL)
     first, second = all_users(dataset)[:2]
-    written = worker.write_candidates(first)
-    worker.write_candidates(second)
-    assert worker.write_candidates(first) == written
+    *_, written = worker.write_candidates(first)
+    list(worker.write_candidates(second))
+    *_, again = worker.write_candidates(first)
+    assert again == written
+
+
+def test_progress_comes_in_steps_and_the_steps_make_one_file(run, dataset, tmp_path, monkeypatch):
+    from recgpt.retrieval.user_selection import all_users
+
+    monkeypatch.setattr("ray_jobs.generate.USERS_PER_STEP", 3)
+    worker = RecallWorker(str(run / "model"), dataset, str(tmp_path), RECALL)
+    *steps, file = worker.write_candidates(all_users(dataset)[0])
+    assert steps == [3, 3, 2]
+    written = pq.read_table(tmp_path / file.path).to_pylist()
+    assert file.candidates == sum(len(row["item_ids"]) for row in written)
+    expected = list(expected_rows(run, dataset, RECALL).items())[:8]
+    assert [row["user_id"] for row in written] == [user for user, _ in expected]
+    assert [row["item_ids"] for row in written] == [row["item_ids"] for _, row in expected]
 
 
 @pytest.mark.parametrize(
@@ -202,9 +217,10 @@ def test_another_vocabulary_is_refused(run, write_dataset, tmp_path):
 
 
 def test_what_is_read_from_is_never_overwritten(run, dataset, tmp_path):
-    for output in (dataset.url, str(run), str(run / "model"), str(Path(dataset.url).parent)):
+    users = tmp_path / "out" / "users.txt"
+    for output in (dataset.url, str(run), str(run / "model"), str(Path(dataset.url).parent), users.parent):
         with pytest.raises(UserError, match="which is read from"):
-            run_generate(str(run), dataset.url, output, overwrite=True)
+            run_generate(str(run), dataset.url, str(output), users=str(users), overwrite=True)
 
 
 def test_quotas_on_the_command_line():

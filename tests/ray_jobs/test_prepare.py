@@ -103,9 +103,10 @@ def test_small_sequences_by_hand(local_ray, tmp_path):
 @pytest.mark.parametrize(("min_user", "min_item"), [(1, 1), (5, 1), (1, 6), (9, 9)])
 def test_agrees_with_the_definition(local_ray, tmp_path, min_user, min_item):
     log = random_log(seed=min_user)
-    pq.write_table(log_table(log), tmp_path / "log.parquet")
+    (tmp_path / "log").mkdir()
+    pq.write_table(log_table(log), tmp_path / "log" / "log.parquet")
     manifest = run_prepare(
-        [str(tmp_path)],
+        [str(tmp_path / "log")],
         str(tmp_path / "out" / "dataset"),
         min_user_interactions=min_user,
         min_item_interactions=min_item,
@@ -186,10 +187,12 @@ def test_what_the_user_can_put_right(local_ray, tmp_path, files, settings, messa
     assert not (tmp_path / "dataset").exists()
 
 
-def test_input_inside_the_output_is_refused(tmp_path):
-    (tmp_path / "log.txt").write_text("1 2 3\n")
-    with pytest.raises(UserError, match="the input lies inside the output"):
-        run_prepare([str(tmp_path / "log.txt")], str(tmp_path), overwrite=True)
+@pytest.mark.parametrize(("inputs", "output"), [("log/log.txt", "log"), ("l*/*", "log"), ("log", "log/out")])
+def test_an_output_that_overlaps_an_input_is_refused(tmp_path, inputs, output):
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "log.txt").write_text("1 2 3\n")
+    with pytest.raises(UserError, match="which is read from; choose another folder"):
+        run_prepare([str(tmp_path / inputs)], str(tmp_path / output), overwrite=True)
 
 
 @pytest.mark.realdata

@@ -45,6 +45,22 @@ def test_all_stages_run_in_order_with_one_ray(tmp_path, stages_run):
     assert len(list((tmp_path / "q" / "log").glob("*.parquet"))) == quickstart.LOG_FILES
 
 
+def test_the_command_runs_twice_in_the_same_folder(tmp_path, stages_run, monkeypatch, capsys):
+    """Its default output is a folder of the name of its settings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("recgpt.data.synthetic.SyntheticSettings", lambda: LOG)
+    monkeypatch.setattr(quickstart, "_show_examples", lambda console, output: None)
+    baselines = {name: dict.fromkeys(quickstart.SHOWN_METRICS, 0.1) for name in ("popularity", "markov")}
+    monkeypatch.setitem(METRICS, "baselines", baselines)
+    monkeypatch.setitem(METRICS, "mrr", 0.1)
+    monkeypatch.setitem(METRICS, "num_users", 20)
+    quickstart.command()
+    assert stages_run == ["ray", "prepare", "train", "generate", "evaluate"]
+    quickstart.command()
+    assert stages_run == ["ray", "prepare", "train", "generate", "evaluate"]
+    assert capsys.readouterr().out.count("kept from an earlier run") == 5
+
+
 def test_a_second_run_keeps_everything_and_starts_no_ray(tmp_path, stages_run):
     run(tmp_path)
     stages_run.clear()

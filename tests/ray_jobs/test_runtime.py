@@ -1,11 +1,13 @@
-"""A user's mistake that is found in another process arrives as its one line."""
+"""What the user can put right arrives as one line, also from another process."""
 
+import errno
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
-from ray_jobs.runtime import guard_local_ray, user_message
+from ray_jobs.runtime import guard_local_ray, run_command, storage_message, user_message
 from recgpt.errors import UserError
 
 MESSAGE = "log.csv: no column 'user'; name it with --user-column"
@@ -115,6 +117,111 @@ def test_a_user_error_behind_another_error_is_found():
 
 def test_another_error_has_no_message_for_the_user():
     assert user_message(ValueError("recgpt is fine")) is None
+
+
+def store_error(name, text, cause=None):
+    """An error of the client of object stores, which is told by the name of its module."""
+    error = type(name, (Exception,), {"__module__": "botocore.exceptions"})(text)
+    error.__cause__ = cause
+    return error
+
+
+def refusal(code, operation):
+    return store_error(
+        "ClientError", f"An error occurred ({code}) when calling the {operation} operation: for AKIASECRET"
+    )
+
+
+def translated(error):
+    """What the file system of an object store makes of a refusal."""
+    other = PermissionError("Forbidden")
+    other.__cause__ = error
+    return other
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/a b"), "/a b: permission denied; change"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a", None, "/b"), "/a: permission denied; "),
+        (PermissionError(errno.EACCES, "Permission denied", "/it's"), "/it's: permission denied; "),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "/a"), "/a: is a folder where a file is needed; "),
+        (
+            NotADirectoryError(errno.ENOTDIR, "Not a directory", "/a"),
+            "/a: goes through a file where a folder ",
+        ),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/a"), "/a: no such file or folder; "),
+        (OSError(errno.ENOSPC, "No space left on device", "/a"), "/a: no space left on the disk; free some"),
+        (OSError(errno.ENOSPC, "No space left on device"), "a local disk: no space left on the disk; "),
+        (store_error("NoCredentialsError", "Unable to locate credentials"), "no credentials found; set AWS_"),
+        (
+            store_error("EndpointConnectionError", 'Could not connect to: "http://me:word@host:9/b"'),
+            'Could not connect to: "http://host:9/b"; check the network',
+        ),
+        (refusal("NoSuchBucket", "PutObject"), "PutObject was refused with NoSuchBucket; check that the "),
+        (translated(refusal("403", "HeadObject")), "HeadObject was refused with 403; check that the bucket"),
+    ],
+)
+def test_a_storage_error_is_one_line_that_says_what_to_do(monkeypatch, error, message):
+    monkeypatch.setattr("sys.argv", ["recgpt", "--output", "s3://key:word@bucket/out"])
+    line = storage_message(error)
+    place = (
+        "object store (s3://bucket/out): " if "botocore" in f"{type(error)}{type(error.__cause__)}" else ""
+    )
+    assert line.startswith(place + message)
+    assert not [text for text in ("AKIASECRET", "word", "\n") if text in line]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("recgpt is wrong"),
+        FileNotFoundError("of our own making"),
+        OSError(errno.EINVAL, "Invalid argument", "/a"),
+        store_error("ParamValidationError", "Parameter validation failed"),
+    ],
+)
+def test_other_errors_are_not_taken_for_storage_errors(error):
+    assert storage_message(error) is None
+
+
+def open_missing(*_arguments):
+    Path("/no/such/folder/file").read_bytes()
+
+
+def handle_missing_badly():
+    try:
+        open_missing()
+    except FileNotFoundError:
+        raise ValueError("a mistake of ours") from None
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_storage_error_survives_the_way_from_another_process():
+    import ray
+
+    with pytest.raises(Exception, match="no/such") as caught:
+        ray.get(ray.remote(open_missing).remote())
+    assert storage_message(caught.value).startswith("/no/such/folder/file: no such file or folder")
+    with pytest.raises(Exception, match="no/such") as caught:
+        ray.data.range(4).map_batches(open_missing).materialize()
+    assert storage_message(caught.value).startswith("/no/such/folder/file: no such file or folder")
+    with pytest.raises(ValueError, match="mistake of ours") as caught:
+        ray.get(ray.remote(handle_missing_badly).remote())
+    assert storage_message(caught.value) is None
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_a_command_ends_with_status_2_for_a_storage_error(monkeypatch, capsys, debug):
+    monkeypatch.setattr("sys.argv", ["recgpt", *debug])
+    monkeypatch.setattr("ray_jobs.runtime.invoke", open_missing)
+    with pytest.raises(SystemExit) as stopped:
+        run_command(None)
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("recgpt: error: /no/such/folder/file: no such file or folder")
+    assert lines[0].startswith("Traceback") if debug else len(lines) == 1
 
 
 @pytest.fixture

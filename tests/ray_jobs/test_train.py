@@ -60,13 +60,11 @@ def test_an_unfinished_run_with_other_settings_is_refused(dataset, tmp_path):
 
     settings = to_dict(TrainSettings())
     settings["model"]["width"] = 32
-    fingerprint = dataset.manifest.vocabulary_fingerprint
-    (tmp_path / "settings.json").write_text(
-        json.dumps({"settings": settings, "vocabulary_fingerprint": fingerprint})
-    )
+    identity = {"settings": settings, "dataset_fingerprint": dataset.fingerprint}
+    (tmp_path / "settings.json").write_text(json.dumps(identity))
     result = run_command_line("--dataset", dataset.url, "--output", str(tmp_path))
     assert result.returncode == 2
-    assert "unfinished run with another settings.model.width" in result.stderr
+    assert "holds a run with another settings.model.width" in result.stderr
 
 
 def test_validation_line():

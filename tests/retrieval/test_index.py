@@ -62,8 +62,8 @@ def test_no_rows():
 
 def test_exclusions_from_offsets():
     excluded = Exclusions.from_offsets(torch.tensor([4, 5, 6]), torch.tensor([0, 2, 2, 3]))
-    assert excluded.row_E.tolist() == [0, 0, 2]
-    assert excluded.item_E.tolist() == [4, 5, 6]
+    assert excluded.token_P.tolist() == [0, 0, 2]
+    assert excluded.item_P.tolist() == [4, 5, 6]
 
 
 @st.composite

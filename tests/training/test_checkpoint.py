@@ -15,7 +15,7 @@ from recgpt.storage import checksum_of
 from recgpt.training import checkpoint
 from recgpt.training.checkpoint import TableRows, checkpoint_name
 
-NAME = checkpoint_name(7)
+NAME = checkpoint_name(7, 1)
 STATE = {"stage": "pretrain", "step": 7, "consumed": [3, 4], "best_value": None, "finished_stages": {}}
 DENSE = {"gpt.weight": torch.arange(6.0).reshape(2, 3), "gpt.bias": torch.tensor([0.1], dtype=torch.float64)}
 OPTIMIZER = {"exp_avg/gpt.bias": torch.tensor([0.5]), "step": torch.tensor(7.0)}
@@ -107,7 +107,7 @@ def test_without_checkpoints_there_is_no_newest(tmp_path):
 
 def test_a_folder_without_a_manifest_is_not_finished(tmp_path):
     save(tmp_path)
-    (save(tmp_path, checkpoint_name(8)) / "manifest.json").unlink()
+    (save(tmp_path, checkpoint_name(8, 1)) / "manifest.json").unlink()
     (tmp_path / "checkpoints" / "notes").mkdir()
     (tmp_path / "checkpoints" / "notes" / "manifest.json").write_text("{}")
     assert checkpoint.finished(str(tmp_path)) == [NAME]
@@ -116,8 +116,8 @@ def test_a_folder_without_a_manifest_is_not_finished(tmp_path):
 
 def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
     for step in (100, 9, 1_000_000_000, 20):
-        save(tmp_path, checkpoint_name(step))
-    names = [checkpoint_name(step) for step in (9, 20, 100, 1_000_000_000)]
+        save(tmp_path, checkpoint_name(step, 1))
+    names = [checkpoint_name(step, 1) for step in (9, 20, 100, 1_000_000_000)]
     assert checkpoint.finished(str(tmp_path)) == names
     assert checkpoint.newest(str(tmp_path)) == names[-1]
 
@@ -152,12 +152,12 @@ def test_whoever_is_killed_while_removing_leaves_no_finished_checkpoint(tmp_path
 
 
 def test_keep_only_removes_all_others_finished_or_not(tmp_path):
-    names = [checkpoint_name(step) for step in range(4)]
+    names = [checkpoint_name(step, 1) for step in range(4)]
     for name in names:
         save(tmp_path, name)
     (tmp_path / "checkpoints" / names[3] / "manifest.json").unlink()
     (tmp_path / "checkpoints" / "notes").write_text("not ours")
-    checkpoint.keep_only(str(tmp_path), [names[1], names[2], checkpoint_name(99)])
+    checkpoint.keep_only(str(tmp_path), [names[1], names[2], checkpoint_name(99, 1)])
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert left == ["notes", names[1], names[2]]
 

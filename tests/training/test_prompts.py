@@ -98,7 +98,7 @@ def test_interleaved_by_hand(counting_model):
         ([7, 91, 8], [8, 0, 9], [0, 1, 0], [0, 1, 1]),
     ]
     assert batch.offsets.tolist() == [0, 5, 6, 9]
-    assert batch.num_targets == 6
+    assert batch.target_T.count_nonzero() == 6
 
 
 def test_last_by_hand(counting_model):
@@ -134,7 +134,7 @@ def test_an_empty_batch_stays_empty(prompts):
     batch = prompted(model_of(settings_of()), [], prompts)
     assert by_user(batch) == []
     assert batch.offsets.tolist() == [0]
-    assert batch.num_targets == 0
+    assert len(batch.target_T) == 0
 
 
 @pytest.mark.parametrize("prompts", [LAST, LAST_TWO])

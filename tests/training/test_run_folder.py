@@ -10,7 +10,7 @@ from recgpt.config import DataSettings, ModelSettings, TrainSettings
 from recgpt.errors import UserError
 from recgpt.training.run_folder import (
     finish_run,
-    is_finished,
+    finished_stages,
     open_run,
     read_metrics,
     write_metrics,
@@ -18,6 +18,9 @@ from recgpt.training.run_folder import (
 
 SETTINGS = TrainSettings()
 OTHER_MODEL = TrainSettings(model=ModelSettings(width=32))
+
+
+ALL_STAGES = {"stages": {"pretrain": {}, "prompt_tune": {}}}
 
 
 def open_with(run, settings=SETTINGS, fingerprint="items-1", overwrite=False):
@@ -38,26 +41,46 @@ def unfinished(tmp_path):
 
 @pytest.fixture
 def finished(unfinished):
-    finish_run(str(unfinished), str(unfinished), {"stages": {}})
+    finish_run(str(unfinished), str(unfinished), ALL_STAGES)
     return unfinished
 
 
 def test_a_new_run_states_its_settings(tmp_path):
     assert open_with(tmp_path / "deep" / "run") == str(tmp_path / "deep" / "run")
     identity = json.loads((tmp_path / "deep" / "run" / "settings.json").read_text())
-    assert identity["vocabulary_fingerprint"] == "items-1"
+    assert identity["dataset_fingerprint"] == "items-1"
     assert identity["settings"]["model"]["width"] == 64
-    assert not is_finished(str(tmp_path / "deep" / "run"))
+    assert not finished_stages(str(tmp_path / "deep" / "run"))
 
 
 def test_an_empty_folder_may_become_a_run(tmp_path):
     assert open_with(tmp_path) == str(tmp_path)
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_an_unfinished_run_goes_on_with_the_same_settings(unfinished, overwrite):
-    assert open_with(unfinished, overwrite=overwrite) == str(unfinished)
+def test_an_unfinished_run_goes_on_with_the_same_settings(unfinished):
+    assert open_with(unfinished) == str(unfinished)
     assert (unfinished / "work").read_text() == "half"
+
+
+def test_an_unfinished_run_begins_again_on_demand(unfinished):
+    assert open_with(unfinished, overwrite=True) == str(unfinished)
+    assert set(contents(unfinished)) == {"settings.json"}
+
+
+def test_a_run_is_gone_on_with_for_the_next_stage(unfinished):
+    pretrain, prompt_tune = TrainSettings(stages=("pretrain",)), TrainSettings(stages=("prompt_tune",))
+    finish_run(str(unfinished), str(unfinished), {"stages": {"pretrain": {}}})
+    with pytest.raises(UserError, match="--overwrite"):
+        open_with(unfinished, pretrain)
+    assert open_with(unfinished, prompt_tune) == str(unfinished)
+    assert open_with(unfinished, SETTINGS) == str(unfinished)
+    assert (unfinished / "work").read_text() == "half"
+
+
+def test_prompt_tuning_alone_needs_a_run_to_begin_with(tmp_path):
+    with pytest.raises(UserError, match="prompt_tune needs a pre-trained run"):
+        open_with(tmp_path / "run", TrainSettings(stages=("prompt_tune",)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_only_changes_the_speed_may_differ(unfinished):
@@ -75,9 +98,9 @@ def test_what_only_changes_the_speed_may_differ(unfinished):
         (OTHER_MODEL, "items-1", "settings.model.width"),
         (TrainSettings(seed=1), "items-1", "settings.seed"),
         (TrainSettings(data=DataSettings(lanes=8), workers=8), "items-1", "settings.data.lanes"),
-        (SETTINGS, "items-2", "vocabulary_fingerprint"),
+        (SETTINGS, "items-2", "dataset_fingerprint"),
         # What may differ must not hide what may not.
-        (TrainSettings(workers=2), "items-2", "vocabulary_fingerprint"),
+        (TrainSettings(workers=2), "items-2", "dataset_fingerprint"),
         (TrainSettings(deepspeed="zero3", seed=1), "items-1", "settings.seed"),
     ],
 )
@@ -85,7 +108,7 @@ def test_an_unfinished_run_with_other_settings_is_refused_by_the_name_of_the_key
     unfinished, settings, fingerprint, key
 ):
     before = contents(unfinished)
-    with pytest.raises(UserError, match=f"unfinished run with another {key};"):
+    with pytest.raises(UserError, match=f"holds a run with another {key};"):
         open_with(unfinished, settings, fingerprint)
     assert contents(unfinished) == before
 
@@ -106,19 +129,21 @@ def test_a_foreign_folder_is_refused_and_kept(tmp_path):
     with pytest.raises(UserError, match="already holds something"):
         open_with(tmp_path)
     assert contents(tmp_path) == {"thesis.txt": "precious"}
-    assert open_with(tmp_path, overwrite=True) == str(tmp_path)
-    assert set(contents(tmp_path)) == {"settings.json"}
+    beside = open_with(tmp_path, overwrite=True)
+    assert contents(tmp_path) == {"thesis.txt": "precious"}, "until the new run is finished"
+    finish_run(beside, str(tmp_path), ALL_STAGES)
+    assert set(contents(tmp_path)) == {"settings.json", "manifest.json"}
 
 
 def test_a_finished_run_is_refused(finished):
-    assert is_finished(str(finished))
+    assert finished_stages(str(finished))
     before = contents(finished)
     with pytest.raises(UserError, match="--overwrite"):
         open_with(finished)
     assert contents(finished) == before
 
 
-def test_a_finished_run_is_replaced_only_when_the_new_one_is_finished(finished):
+def test_a_finished_run_is_replaced_only_when_the_new_one_finished_stages(finished):
     before = contents(finished)
     beside = open_with(finished, OTHER_MODEL, overwrite=True)
     assert beside != str(finished)
@@ -146,7 +171,7 @@ def test_what_a_killed_replacement_left_over_does_not_stay_in_the_way(finished):
     left_over.mkdir()
     (left_over / "work").write_text("older")
     beside = open_with(finished, overwrite=True)
-    finish_run(beside, str(finished), {})
+    finish_run(beside, str(finished), ALL_STAGES)
     assert [path.name for path in finished.parent.iterdir()] == [finished.name]
     assert not (finished / "work").exists()
 
@@ -156,10 +181,10 @@ def test_on_an_object_store_a_finished_run_is_cleared_before_it_is_replaced():
     run = f"memory://{uuid.uuid4().hex}/run"
     open_with(run)
     storage.write_bytes(storage.join(run, "checkpoints", "old"), b"old")
-    finish_run(run, run, {})
-    assert is_finished(run)
+    finish_run(run, run, ALL_STAGES)
+    assert finished_stages(run)
     assert open_with(run, overwrite=True) == run
-    assert not is_finished(run)
+    assert not finished_stages(run)
     assert storage.list_names(run) == ["settings.json"]
 
 

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed as dist
 
 from recgpt.config import TrainSettings, from_dict, to_dict
 from recgpt.data.dataset import HistoryDataset
 from recgpt.data.plan import read_unit
 from recgpt.distributed import collectives
+from recgpt.errors import UserError
+from recgpt.training import checkpoint, run_folder
 from recgpt.training import recorder as recorder_module
-from recgpt.training import run_folder
 from recgpt.training.recorder import Recorder
 from recgpt.training.trainer import train
 
@@ -160,6 +162,55 @@ def test_another_number_of_workers_goes_on_from_the_same_state(dataset, run_rank
         rtol=LOSS_TOLERANCE,
         atol=0,
     )
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    """A process group of this process alone; once, because DeepSpeed remembers the first for good."""
+    store = tmp_path_factory.mktemp("one-rank") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("histories", "message"),
+    [
+        ({1: [1, 2], 2: [2, 3]}, "no user has an item held out for validation"),
+        ({1: [1, 2, 3], 2: [2, 3, 4]}, "no history has a training target"),
+    ],
+)
+def test_a_log_that_teaches_nothing_is_refused(one_rank, write_dataset, tmp_path, histories, message):
+    (tmp_path / "dataset").mkdir()
+    dataset = write_dataset(tmp_path / "dataset", histories)
+    with pytest.raises(UserError, match=message):
+        train_here(dataset.url, str(tmp_path / "run"), VARIANTS["zero1"])
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_run_that_diverges_is_stopped(one_rank, dataset, tmp_path):
+    diverging = {"pretrain": {"max_epochs": 3, "optimizer": {"learning_rate": 1e30, "warmup_steps": 0}}}
+    with pytest.raises(UserError, match=r"diverged.*lower pretrain.optimizer.learning_rate"):
+        train_here(dataset, str(tmp_path / "run"), VARIANTS["zero1"] | diverging)
+
+
+def test_prompt_tuning_can_follow_later(one_rank, dataset, tmp_path):
+    """Both stages in one go, or the second by a later call: the same model."""
+    for stages in (["pretrain"], ["prompt_tune"]):
+        train_here(dataset, str(tmp_path / "two"), VARIANTS["sharded-zero1"] | {"stages": stages})
+    train_here(dataset, str(tmp_path / "one"), VARIANTS["sharded-zero1"])
+    expected = exported(str(tmp_path / "one"))
+    for key, tensor in exported(str(tmp_path / "two")).items():
+        assert torch.equal(tensor, expected[key]), key
+
+
+def test_checkpoints_that_a_resume_may_need_are_kept(one_rank, dataset, tmp_path):
+    run = str(tmp_path / "run")
+    train_here(dataset, run, VARIANTS["zero1"] | {"keep_checkpoints": 1, "checkpoint_every_steps": 4})
+    kept = checkpoint.finished(run)
+    state = checkpoint.load_state(run, kept[-1])
+    best = {result["checkpoint"] for result in state["results"].values()}
+    assert set(kept) == best | {kept[-1]}
 
 
 def test_settings_survive_json():

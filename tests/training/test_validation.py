@@ -151,11 +151,31 @@ def test_another_seed_draws_another_sample(dataset):
     assert len(counts) > 1
 
 
-def test_without_users_to_validate_all_is_zero(tmp_path, write_dataset):
-    dataset = write_dataset(tmp_path, {"a": [1, 2], "b": [3]})
-    settings = settings_of()
-    metrics = measure(dataset, settings, model_of(settings, num_items=3))
-    assert metrics == {"num_users": 0, **{f"{name}@{k}": 0 for name in ("hit_rate", "ndcg") for k in CUTOFFS}}
+def test_number_of_users(tmp_path, write_dataset, dataset):
+    assert (
+        Validator(dataset, settings_of(), None, CPU).num_users()
+        == measure(dataset, settings_of())["num_users"]
+    )
+    too_short = write_dataset(tmp_path, {"a": [1, 2], "b": [3]})
+    assert Validator(too_short, settings_of(), None, CPU).num_users() == 0
+
+
+def test_a_model_whose_scores_are_no_numbers_finds_nothing(dataset):
+    model = model_of(settings_of())
+    model.gpt.final_norm.weight.data.fill_(float("nan"))
+    metrics = measure(dataset, settings_of(), model)
+    assert metrics.pop("num_users") > 0
+    assert set(metrics.values()) == {0.0}
+
+
+def test_seen_items_compete_if_they_are_served(tmp_path, write_dataset):
+    """The last item is the first again: only a protocol that keeps seen items can find it."""
+    dataset = write_dataset(tmp_path, {user: [user, user + 1, user, user + 2] for user in range(0, 30, 3)})
+    for keep_seen in (False, True):
+        settings = settings_of()
+        settings.recall.keep_seen = keep_seen
+        found = measure(dataset, settings, model_of(settings, num_items=dataset.num_items))["hit_rate@20"]
+        assert (found > 0) == keep_seen
 
 
 def measure_on_each_rank(url, max_users, placement, expected):
