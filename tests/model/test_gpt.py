@@ -13,7 +13,9 @@ WIDTH = 8
 @pytest.fixture
 def gpt():
     torch.manual_seed(0)
-    settings = ModelSettings(width=WIDTH, layers=2, heads=2, max_history=6, user=UserSettings(buckets=10))
+    settings = ModelSettings(
+        width=WIDTH, layers=2, heads=2, max_history=6, user=UserSettings(kind="hashed", buckets=10)
+    )
     return GPT(settings).double().eval()
 
 
@@ -78,7 +80,7 @@ def test_a_batch_without_histories_reaches_every_parameter(gpt):
 
 
 def test_user_rows():
-    hashed = GPT(ModelSettings(user=UserSettings(buckets=10)))
+    hashed = GPT(ModelSettings(user=UserSettings(kind="hashed", buckets=10)))
     rows = hashed.user_rows(torch.tensor([0, 9, 10, -1, -(2**63)]))
     assert rows.tolist() == [1, 10, 1, 10, 3]
     impersonal = GPT(ModelSettings(user=UserSettings(kind="none")))

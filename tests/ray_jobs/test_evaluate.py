@@ -61,7 +61,7 @@ def write_dataset(folder, histories, ids="item") -> str:
 
 def write_model(folder, dataset: str, split=None, quotas=(18, 2), dataset_fingerprint="") -> str:
     torch.manual_seed(0)
-    settings = ModelSettings(width=8, max_history=8, user=UserSettings(buckets=5))
+    settings = ModelSettings(width=8, max_history=8, user=UserSettings(kind="hashed", buckets=5))
     gpt = GPT(settings)
     for parameter in gpt.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

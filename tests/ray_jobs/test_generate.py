@@ -36,7 +36,9 @@ def run(dataset, tmp_path_factory) -> Path:
     """A run folder with the export of a random model."""
     run = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    settings = ModelSettings(width=8, layers=1, heads=2, max_history=6, user=UserSettings(buckets=5))
+    settings = ModelSettings(
+        width=8, layers=1, heads=2, max_history=6, user=UserSettings(kind="hashed", buckets=5)
+    )
     gpt = GPT(settings)
     for parameter in gpt.parameters():
         parameter.data.normal_(std=0.3)

@@ -19,7 +19,7 @@ def make_model() -> MakeModel:
     def make(num_items: int, *, max_history: int = 8, dtype: torch.dtype = torch.float64, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
         settings = ModelSettings(
-            width=8, layers=2, heads=2, max_history=max_history, user=UserSettings(buckets=5)
+            width=8, layers=2, heads=2, max_history=max_history, user=UserSettings(kind="hashed", buckets=5)
         )
         gpt = GPT(settings).to(dtype).eval()
         for parameter in gpt.parameters():

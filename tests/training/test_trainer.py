@@ -23,7 +23,14 @@ NUM_ITEMS = 30
 
 # Without dropout the ranks draw nothing, so that one rank and several compute the same.
 SETTINGS = {
-    "model": {"width": 8, "layers": 2, "heads": 2, "max_history": 6, "dropout": 0.0, "user": {"buckets": 5}},
+    "model": {
+        "width": 8,
+        "layers": 2,
+        "heads": 2,
+        "max_history": 6,
+        "dropout": 0.0,
+        "user": {"kind": "hashed", "buckets": 5},
+    },
     "item_table": {"loss_block_items": 7},
     "data": {"tokens_per_batch": 24, "lanes": 4, "shuffle_window_users": 16},
     "pretrain": {"max_epochs": 3, "optimizer": {"learning_rate": 0.01, "warmup_steps": 5}},

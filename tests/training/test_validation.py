@@ -25,7 +25,12 @@ MAX_HISTORY = 4
 
 def settings_of(max_users=50_000, seed=0, placement="replicated"):
     model = ModelSettings(
-        width=8, layers=1, heads=2, max_history=MAX_HISTORY, dropout=0.2, user=UserSettings(buckets=7)
+        width=8,
+        layers=1,
+        heads=2,
+        max_history=MAX_HISTORY,
+        dropout=0.2,
+        user=UserSettings(kind="hashed", buckets=7),
     )
     return TrainSettings(
         seed=seed,
