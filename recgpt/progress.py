@@ -40,6 +40,7 @@ def progress_bar(description: str, total: int | None, unit: str, *, passing: boo
         unit_scale=True,
         file=_Lines(sys.stderr),
         mininterval=SECONDS_BETWEEN_LINES,
+        leave=not passing,
         delay=1e-9 if passing else 0,  # with any delay tqdm writes nothing before the first interval
         bar_format="{desc}{n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
         maxinterval=SECONDS_BETWEEN_LINES,
