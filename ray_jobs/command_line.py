@@ -37,6 +37,16 @@ OutputOption = Annotated[
         "Example: --output candidates/beauty",
     ),
 ]
+ActorsOption = Annotated[
+    int,
+    typer.Option(
+        "--actors",
+        metavar="N",
+        min=1,
+        help="Processes that recall at the same time, each on one CPU with a copy of the model. "
+        "Example: --actors 4",
+    ),
+]
 OverwriteOption = Annotated[
     bool,
     typer.Option(

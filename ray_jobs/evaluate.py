@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ray_jobs.actor_pool import run_on_actors
-from ray_jobs.command_line import DatasetOption, DebugOption, ModelOption, verb_app
+from ray_jobs.command_line import ActorsOption, DatasetOption, DebugOption, ModelOption, verb_app
 from ray_jobs.runtime import run_command, start_ray
 from recgpt.errors import UserError
 from recgpt.progress import progress_bar
@@ -40,14 +40,7 @@ def command(
             show_default="only a table is printed",
         ),
     ] = None,
-    actors: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Processes that score users, each on one CPU with a copy of the model. Example: --actors 4",
-        ),
-    ] = 1,
+    actors: ActorsOption = 1,
     baselines: Annotated[
         bool,
         typer.Option(

@@ -8,6 +8,7 @@ import typer
 
 from ray_jobs.actor_pool import run_on_actors
 from ray_jobs.command_line import (
+    ActorsOption,
     DatasetOption,
     DebugOption,
     ModelOption,
@@ -186,15 +187,7 @@ def command(
             show_default="all users of the dataset",
         ),
     ] = None,
-    actors: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Processes that recall at the same time, each on one CPU with a copy of the model. "
-            "Example: --actors 4",
-        ),
-    ] = 1,
+    actors: ActorsOption = 1,
     keep_seen: Annotated[
         bool, typer.Option("--keep-seen", help="Items of the user's history may be candidates again.")
     ] = False,
