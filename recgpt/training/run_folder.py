@@ -17,6 +17,7 @@ from recgpt import storage
 from recgpt.config import STAGES, TrainSettings, to_dict
 from recgpt.errors import UserError
 from recgpt.schema import MANIFEST_FILE
+from recgpt.training import checkpoint
 
 SETTINGS_FILE = "settings.json"
 METRICS_FILE = "metrics.jsonl"
@@ -38,6 +39,7 @@ def open_run(run: str, settings: TrainSettings, dataset_fingerprint: str, overwr
     A run with the same settings that has not finished all of ``settings.stages`` is gone on with; with
     ``overwrite`` an unfinished one begins again, and a finished one (or whatever else the folder
     holds) stays until the new run takes its place. On an object store it is removed at once.
+    A run that failed before its first checkpoint is forgotten if the settings differ.
     Raises ``UserError`` if the folder holds a finished run or something else and ``overwrite`` is
     not given, a run with other settings, or if prompt-tuning has nothing to begin with.
     """
@@ -45,17 +47,16 @@ def open_run(run: str, settings: TrainSettings, dataset_fingerprint: str, overwr
     identity = {"settings": to_dict(settings), "dataset_fingerprint": dataset_fingerprint}
     if overwrite and not storage.is_empty(run):
         run = _place_of_the_new(run, identity)
-    if not storage.exists(storage.join(run, SETTINGS_FILE)):
-        storage.check_output_is_free(run, overwrite=False)
-        if settings.stages[0] != STAGES[0]:
-            raise UserError(
-                f"{run}: {settings.stages[0]} needs a pre-trained run there; add the stage {STAGES[0]}"
-            )
-    else:
+    if storage.exists(storage.join(run, SETTINGS_FILE)):
         _check_same(run, identity)
-        missing = [stage for stage in settings.stages if stage not in finished_stages(run)]
-        if not missing:
+        if set(settings.stages) <= set(finished_stages(run)):
             storage.check_output_is_free(run, overwrite=False)
+    else:
+        storage.check_output_is_free(run, overwrite=False)
+    if settings.stages[0] != STAGES[0] and checkpoint.newest(run) is None:
+        raise UserError(
+            f"{run}: {settings.stages[0]} needs a pre-trained run there; add the stage {STAGES[0]}"
+        )
     storage.write_json(storage.join(run, SETTINGS_FILE), identity)
     return run
 
@@ -81,7 +82,9 @@ def _place_of_the_new(run: str, identity: Mapping[str, Any]) -> str:
 
 def _check_same(run: str, identity: Mapping[str, Any]) -> None:
     difference = _difference(storage.read_json(storage.join(run, SETTINGS_FILE)), identity)
-    if difference:
+    if difference and not finished_stages(run) and checkpoint.newest(run) is None:
+        storage.remove(run)  # it failed before it had anything to lose
+    elif difference:
         raise UserError(
             f"{run}: holds a run with another {difference}; "
             "use the same settings to go on with it, another folder, or --overwrite"

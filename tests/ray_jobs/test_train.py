@@ -62,6 +62,8 @@ def test_an_unfinished_run_with_other_settings_is_refused(dataset, tmp_path):
     settings["model"]["width"] = 32
     identity = {"settings": settings, "dataset_fingerprint": dataset.fingerprint}
     (tmp_path / "settings.json").write_text(json.dumps(identity))
+    (tmp_path / "checkpoints" / "step-0000000001-epoch-00000").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-0000000001-epoch-00000" / "manifest.json").write_text("{}")
     result = run_command_line("--dataset", dataset.url, "--output", str(tmp_path))
     assert result.returncode == 2
     assert "holds a run with another settings.model.width" in result.stderr

@@ -8,6 +8,7 @@ import pytest
 from recgpt import storage
 from recgpt.config import DataSettings, ModelSettings, TrainSettings
 from recgpt.errors import UserError
+from recgpt.training.checkpoint import checkpoint_name
 from recgpt.training.run_folder import (
     finish_run,
     finished_stages,
@@ -36,6 +37,8 @@ def unfinished(tmp_path):
     run = tmp_path / "run"
     open_with(run)
     (run / "work").write_text("half")
+    (run / "checkpoints" / checkpoint_name(1, 0)).mkdir(parents=True)
+    (run / "checkpoints" / checkpoint_name(1, 0) / "manifest.json").write_text("{}")
     return run
 
 
@@ -111,6 +114,21 @@ def test_an_unfinished_run_with_other_settings_is_refused_by_the_name_of_the_key
     with pytest.raises(UserError, match=f"holds a run with another {key};"):
         open_with(unfinished, settings, fingerprint)
     assert contents(unfinished) == before
+
+
+def test_a_run_without_a_checkpoint_has_nothing_to_lose(tmp_path):
+    run = tmp_path / "run"
+    open_with(run)
+    assert open_with(run, OTHER_MODEL) == str(run)
+    assert json.loads((run / "settings.json").read_text())["settings"]["model"]["width"] == 32
+
+
+def test_a_finished_run_without_checkpoints_is_kept(finished):
+    storage.remove(str(finished / "checkpoints"))
+    before = contents(finished)
+    with pytest.raises(UserError, match="holds a run with another"):
+        open_with(finished, OTHER_MODEL)
+    assert contents(finished) == before
 
 
 def test_an_unfinished_run_with_other_settings_is_overwritten_on_demand(unfinished):
