@@ -11,6 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def offsets_of_lengths(length_B: Tensor) -> Tensor:
+    """Where lists of these lengths (int64 [B]) begin, laid end to end, and last their sum: int64 [B + 1]."""
+    return F.pad(length_B.cumsum(0), (1, 0))
+
+
 @dataclass
 class Layout:
     """Where each token of a packed batch stands: B histories of T tokens in all, end to end."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recgpt.config import ModelSettings, RecallSettings
 from recgpt.errors import UserError
-from recgpt.model.attention import Layout
+from recgpt.model.attention import Layout, offsets_of_lengths
 from recgpt.model.gpt import GPT
 from recgpt.model.losses import blocks
 from recgpt.retrieval.index import ExactIndex, Exclusions
@@ -79,7 +79,7 @@ class AutoregressiveRecall:
         excluded = Exclusions.none(item_T.device)
         if not self.settings.keep_seen:
             excluded = Exclusions.from_offsets(item_T, offsets)
-        input_T, input_offsets = _last_items(item_T, offsets, self.window)
+        input_T, input_offsets = last_items(item_T, offsets, self.window)
         layout = Layout.from_offsets(input_offsets)
         interest_BD, state = self.gpt.prefill(
             self.table_RD[input_T], layout, self.gpt.user_rows(user_hash_B), len(self.settings.quotas) - 1
@@ -152,7 +152,7 @@ def _steps(settings: RecallSettings, user_hash_B: Tensor) -> Tensor:
     return step_S.repeat_interleave(quota_S).expand(len(user_hash_B), -1)
 
 
-def _last_items(item_T: Tensor, offsets: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def last_items(item_T: Tensor, offsets: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """The last ``most`` items of each history laid end to end, and their offsets."""
     length_B = offsets.diff().clamp(max=most)
     return _ranges(item_T, offsets[1:] - length_B, length_B)
@@ -160,7 +160,7 @@ def _last_items(item_T: Tensor, offsets: Tensor, most: int) -> tuple[Tensor, Ten
 
 def _ranges(values: Tensor, first_B: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
     """``values[first:first + length]`` of each row laid end to end, and their offsets [B + 1]."""
-    offsets = torch.nn.functional.pad(length_B.cumsum(0), (1, 0))
+    offsets = offsets_of_lengths(length_B)
     position_T = torch.arange(int(offsets[-1]), device=values.device)
     return values[position_T + torch.repeat_interleave(first_B - offsets[:-1], length_B)], offsets
 

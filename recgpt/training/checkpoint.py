@@ -28,6 +28,7 @@ STATE_FILE = "state.json"
 DENSE_FILE = "dense.safetensors"
 DENSE_OPTIMIZER_FILE = "dense_optimizer.safetensors"
 _PREFIX = "step-"
+_ADVICE = "remove the checkpoint folder to use an older one"
 
 
 @dataclass
@@ -141,13 +142,9 @@ def _read(run: str, name: str, file: str) -> bytes:
     try:
         data = storage.read_bytes(storage.join(folder, file))
     except FileNotFoundError:
-        raise UserError(
-            f"{folder}/{file}: missing; remove the checkpoint folder to use an older one"
-        ) from None
+        raise UserError(f"{folder}/{file}: missing; {_ADVICE}") from None
     if storage.checksum_of(data) != expected.get(file):
-        raise UserError(
-            f"{folder}/{file}: damaged (wrong checksum); remove the checkpoint folder to use an older one"
-        )
+        raise UserError(f"{folder}/{file}: damaged (wrong checksum); {_ADVICE}")
     return data
 
 
@@ -156,6 +153,4 @@ def _load(run: str, name: str, file: str) -> dict[str, Tensor]:
         return safetensors.torch.load(_read(run, name, file))
     except safetensors.SafetensorError as error:
         url = storage.join(run, FOLDER, name, file)
-        raise UserError(
-            f"{url}: not safetensors ({error}); remove the checkpoint folder to use an older one"
-        ) from None
+        raise UserError(f"{url}: not safetensors ({error}); {_ADVICE}") from None

@@ -18,7 +18,7 @@ from torch import Tensor
 from recgpt.config import PromptSettings, TrainSettings
 from recgpt.data.hashing import uniform
 from recgpt.data.packing import PackedBatch
-from recgpt.model.attention import Layout
+from recgpt.model.attention import Layout, offsets_of_lengths
 from recgpt.model.scoring import ExcludedPairs
 from recgpt.schema import PADDING_INDEX, SEGMENT_GENERATED, SEGMENT_REAL, UNKNOWN_USER
 from recgpt.training.model import NextItemModel, TrainingBatch
@@ -88,7 +88,7 @@ def _generate_after_each(model: NextItemModel, plain: TrainingBatch, chosen_B: T
         plain.target_T[token_T],
         plain.segment_T[token_T],
         plain.position_T[token_T],
-        torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
+        offsets_of_lengths(lengths),
         plain.user_row_B[chosen_B],
     )
     layout = Layout.from_offsets(chosen.offsets)
@@ -107,7 +107,7 @@ def _replace_last(model: NextItemModel, plain: TrainingBatch, chosen_B: Tensor, 
     chosen_B = chosen_B & (lengths_B > count)
     rows = chosen_B.nonzero().squeeze(1)
     kept_lengths = lengths_B[rows] - count
-    kept_layout = Layout.from_offsets(torch.cat([kept_lengths.new_zeros(1), kept_lengths.cumsum(0)]))
+    kept_layout = Layout.from_offsets(offsets_of_lengths(kept_lengths))
     history = plain.item_index_T[plain.offsets[rows][kept_layout.row] + kept_layout.position]
 
     item_index_T, segment_T = plain.item_index_T.clone(), plain.segment_T.clone()
@@ -140,7 +140,7 @@ def _interleave(batch: TrainingBatch, generated_T: Tensor, chosen_B: Tensor) -> 
     source = torch.repeat_interleave(copies_T)
     is_generated = torch.zeros(len(source), dtype=torch.bool, device=source.device)
     is_generated[1:] = source[1:] == source[:-1]
-    ends = torch.cat([copies_T.new_zeros(1), copies_T.cumsum(0)])
+    ends = offsets_of_lengths(copies_T)
     return TrainingBatch(
         item_index_T=torch.where(is_generated, generated_T[source], batch.item_index_T[source]),
         target_T=batch.target_T[source].where(~is_generated, PADDING_INDEX),

@@ -40,6 +40,8 @@ class Recorder:
 
     def restart(self, step: int) -> None:
         """Forget what was written after ``step``."""
+        if self._events:
+            self._events.close()
         if collectives.rank() == 0 and storage.is_local(self._folder):
             self._events = SummaryWriter(storage.join(self._folder, "tensorboard"), purge_step=step + 1)
         self._lines = run_folder.read_metrics(self._folder, step) if collectives.rank() == 0 else []

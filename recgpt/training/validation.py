@@ -22,7 +22,8 @@ from recgpt.distributed import collectives
 from recgpt.evaluation.metrics import rank_metrics
 from recgpt.model.attention import Layout
 from recgpt.model.scoring import ExcludedPairs
-from recgpt.schema import TARGET, USER_HASH
+from recgpt.retrieval.autoregressive import last_items
+from recgpt.schema import PADDING_INDEX, TARGET, USER_HASH
 from recgpt.training.model import NextItemModel, TrainingBatch
 
 _BATCH_USERS = 512
@@ -84,19 +85,16 @@ class Validator:
                 yield Histories.empty(), torch.empty(0, dtype=torch.int64)
 
     def _ranks(self, model: NextItemModel, histories: Histories, target_B: Tensor) -> Tensor:
-        max_history = self._settings.model.max_history
         offsets = torch.from_numpy(histories.offsets).to(self._device)
         items_T = torch.from_numpy(histories.values.astype(np.int64)).to(self._device)
         whole = Layout.from_offsets(offsets)
         seen_T = torch.full_like(items_T, not self._settings.recall.keep_seen, dtype=torch.bool)
         excluded = ExcludedPairs(whole.row[seen_T], items_T[seen_T])
-        newest_T = whole.position >= (offsets.diff() - max_history)[whole.row]
-        lengths_B = offsets.diff().clamp(max=max_history)
-        input_offsets = torch.cat([lengths_B.new_zeros(1), lengths_B.cumsum(0)])
+        input_T, input_offsets = last_items(items_T, offsets, self._settings.model.max_history)
         layout = Layout.from_offsets(input_offsets)
         batch = TrainingBatch(
-            item_index_T=items_T[newest_T],
-            target_T=items_T[newest_T],
+            item_index_T=input_T,
+            target_T=torch.full_like(input_T, PADDING_INDEX),
             segment_T=torch.zeros_like(layout.position),
             position_T=layout.position,
             offsets=input_offsets,
