@@ -9,10 +9,15 @@ import pytest
 from typer.testing import CliRunner
 
 from ray_jobs.cli import app
-from ray_jobs.runtime import run_command
 from recgpt import __version__
 
 VERBS = ("prepare", "train", "generate", "evaluate", "quickstart")
+
+
+def recgpt(*arguments):
+    """Run the console script in a process of its own, where no Ray of another test writes into the output."""
+    call = [sys.executable, "-m", "ray_jobs.cli", *arguments]
+    return subprocess.run(call, capture_output=True, text=True, timeout=120)
 
 
 def has_default(option):
@@ -21,18 +26,18 @@ def has_default(option):
 
 
 def test_version():
-    result = CliRunner().invoke(app, ["--version"])
-    assert result.exit_code == 0
-    assert result.output == f"recgpt {__version__}\n"
+    result = recgpt("--version")
+    assert result.returncode == 0
+    assert result.stdout == f"recgpt {__version__}\n"
+    assert result.stderr == ""
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
-def test_the_help_lists_every_verb(monkeypatch, capsys, arguments):
-    monkeypatch.setattr("sys.argv", ["recgpt", *arguments])
-    run_command(app)
-    output = capsys.readouterr()
-    assert all(f"{verb} " in output.out for verb in VERBS)
-    assert output.err == ""
+def test_the_help_lists_every_verb(arguments):
+    result = recgpt(*arguments)
+    assert result.returncode == 0
+    assert all(f"{verb} " in result.stdout for verb in VERBS)
+    assert result.stderr == ""
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -55,14 +60,11 @@ def test_every_option_is_explained(verb):
     assert [option.name for option in with_value if option.default is None and not has_default(option)] == []
 
 
-def test_an_unknown_verb_is_one_line_and_status_2(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["recgpt", "prepair"])
-    with pytest.raises(SystemExit) as stopped:
-        run_command(app)
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "prepair" in error
+def test_an_unknown_verb_is_one_line_and_status_2():
+    result = recgpt("prepair")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "prepair" in result.stderr
 
 
 @pytest.mark.parametrize(
