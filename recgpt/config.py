@@ -44,10 +44,11 @@ class SplitSettings:
 class UserSettings:
     """The user module: a vector per user, added to every position."""
 
-    kind: Literal["none", "hashed"] = "none"
-    """`none`: the model is not personal. `hashed`: users share `buckets` rows by a hash of their id."""
+    kind: Literal["none", "hashed", "table"] = "none"
+    """`none`: the model is not personal. `hashed`: users share `buckets` rows by a hash of their id.
+    `table`: a row for each user of the dataset, sharded over the ranks like the item table."""
     buckets: Positive = 4096
-    """Rows of the user table (global)."""
+    """Kind `hashed`: rows of the user table (global)."""
     dropout: Rate = 0.5
     """Share of training histories shown without their user (row 0), so that the model does not lean on it."""
 
@@ -82,16 +83,45 @@ class ItemTableSettings:
     `auto`: sharded from `sharded_from_items` items on."""
     sharded_from_items: Positive = 100_000
     """Number of items (global) from which `auto` means `sharded`."""
-    loss_block_items: Positive = 4096
-    """Items scored at a time by the full cross-entropy (per rank): bounds its memory at targets x block."""
+    optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
+    """Of sharded tables. `adam`: two values of state per weight. `adagrad`: one per row. `sgd`: none."""
+    row_dtype: Literal["float32", "bfloat16"] = "float32"
+    """How a sharded table keeps and sends its rows; optimizer state is float32 always."""
+
+
+@dataclass(config=_STRICT)
+class LossSettings:
+    """What the interest vectors are trained for."""
+
+    kind: Literal["auto", "full", "sampled", "binary"] = "auto"
+    """`full`: cross-entropy over all items. `sampled`: over drawn items, with logQ correction. `binary`: of
+    the target against `negatives_per_target` drawn items. `auto`: full below `sampled_from_items` items."""
+    sampled_from_items: Positive = 100_000
+    """Number of items (global) from which `auto` means `sampled`."""
+    block_items: Positive = 1024
+    """Items scored at a time (per rank): bounds the loss's memory at targets x block."""
+    negatives: Positive = 8192
+    """`sampled`: items drawn for all targets of a micro-batch together (global)."""
+    popularity_share: Rate = 0.5
+    """`sampled`: share of `negatives` drawn by popularity; the rest is drawn uniformly."""
+    popularity_power: Annotated[float, Field(ge=0)] = 0.75
+    """`sampled`: by popularity means in proportion to an item's count to this power."""
+    in_batch: bool = True
+    """`sampled`: the targets of the micro-batch are negatives of each other too."""
+    negatives_per_target: Positive = 1
+    """`binary`: items drawn uniformly for each target."""
+    calibration: Rate = 0.0
+    """`binary`: t of gBCE (Petrov & Macdonald 2023, arXiv 2308.07192); 0 is plain binary cross-entropy."""
 
 
 @dataclass(config=_STRICT)
 class OptimizerSettings:
-    """AdamW, for the GPT and for the item table."""
+    """AdamW for the GPT and a replicated item table; learning rates and decay for every table."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """Peak learning rate."""
+    table_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of sharded tables. None: as `learning_rate`."""
     warmup_steps: NotNegative = 100
     """Optimizer steps of linear warm-up; the rate is constant afterwards."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -102,6 +132,8 @@ class OptimizerSettings:
     """Decay of the running mean of squared gradients."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the denominator."""
+    gradient_clipping: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient, over the GPT and all tables together (global). None: no limit."""
 
 
 @dataclass(config=_STRICT)
@@ -113,6 +145,8 @@ class DataSettings:
     lanes: Positive = 4
     """Independent streams of histories (global), dealt out to the ranks; best a multiple of the workers, at
     least their number. The batches depend on the lanes, not on the number of workers."""
+    micro_batches: Positive = 1
+    """Parts that each rank computes its share of a step in, one after the other: less memory, same step."""
     shuffle_window_users: Positive = 65_536
     """Users that are shuffled together in memory (per lane)."""
     split: SplitSettings = Field(default_factory=SplitSettings)
@@ -151,6 +185,8 @@ class PromptSettings:
     """Share of histories whose last `last_items` inputs are replaced by generated ones; the rest is plain."""
     last_items: Positive = 1
     """How many inputs the `last` placement replaces."""
+    pool_items: Positive | None = None
+    """A generated item is the best of this many items, drawn like negatives (global). None: of all items."""
 
 
 @dataclass(config=_STRICT)
@@ -193,6 +229,7 @@ class TrainSettings:
     """Newest checkpoints kept, besides the best one."""
     model: ModelSettings = Field(default_factory=ModelSettings)
     item_table: ItemTableSettings = Field(default_factory=ItemTableSettings)
+    loss: LossSettings = Field(default_factory=LossSettings)
     data: DataSettings = Field(default_factory=DataSettings)
     pretrain: StageSettings = Field(default_factory=StageSettings)
     prompt_tune: StageSettings = Field(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from ray_jobs.runtime import guard_local_ray
@@ -18,6 +19,9 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("LOCAL_RANK", "0")  # for training inside the test process; a launcher sets it elsewhere
 guard_local_ray()
+# A test never depends on how busy the machine is.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 REPOSITORY = Path(__file__).parent.parent
 

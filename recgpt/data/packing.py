@@ -4,6 +4,7 @@ Shapes: T tokens of B histories. A history of n items gives n - 1 inputs and n -
 ``max_history``, the newest): input x_t has target x_{t+1}, so no target crosses two users.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,23 @@ class PackedBatch:
     target_T: Tensor  # int64
     offsets: Tensor  # int64 [B + 1]
     user_hash_B: Tensor  # int64
+
+    def split(self, parts: int) -> list["PackedBatch"]:
+        """Whole histories, in order, in ``parts`` batches of about equal size, some perhaps empty."""
+        if parts == 1:
+            return [self]
+        ends = torch.arange(1, parts + 1) * len(self.item_index_T) // parts
+        bounds = [0, *torch.searchsorted(self.offsets, ends).tolist()]
+        return [self._histories(start, end) for start, end in itertools.pairwise(bounds)]
+
+    def _histories(self, start: int, end: int) -> "PackedBatch":
+        first, last = int(self.offsets[start]), int(self.offsets[end])
+        return PackedBatch(
+            self.item_index_T[first:last],
+            self.target_T[first:last],
+            self.offsets[start : end + 1] - first,
+            self.user_hash_B[start:end],
+        )
 
 
 @dataclass

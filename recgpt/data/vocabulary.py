@@ -83,15 +83,27 @@ class Vocabulary:
 
         Raises ``UserError`` if it is missing or damaged.
         """
-        url = storage.join(dataset_url, VOCABULARY_FILE)
-        try:
-            table = pq.read_table(pa.BufferReader(storage.read_bytes(url)), columns=[ITEM_ID, COUNT])
-        except FileNotFoundError:
-            raise UserError(f"{url}: no such file; run `recgpt prepare` again") from None
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{url}: damaged ({error}); run `recgpt prepare` again") from None
-        counts = table[COUNT].to_numpy().astype(np.int64, copy=False)
-        return cls(combine(table[ITEM_ID]), counts)
+        table = _read(dataset_url, [ITEM_ID, COUNT])
+        return cls(combine(table[ITEM_ID]), _counts(table))
+
+    @staticmethod
+    def load_counts(dataset_url: str) -> npt.NDArray[np.int64]:
+        """The counts alone, [num_items]. Raises ``UserError`` as ``load``."""
+        return _counts(_read(dataset_url, [COUNT]))
+
+
+def _read(dataset_url: str, columns: list[str]) -> pa.Table:
+    url = storage.join(dataset_url, VOCABULARY_FILE)
+    try:
+        return pq.read_table(pa.BufferReader(storage.read_bytes(url)), columns=columns)
+    except FileNotFoundError:
+        raise UserError(f"{url}: no such file; run `recgpt prepare` again") from None
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{url}: damaged ({error}); run `recgpt prepare` again") from None
+
+
+def _counts(table: pa.Table) -> npt.NDArray[np.int64]:
+    return table[COUNT].to_numpy().astype(np.int64, copy=False)
 
 
 def vocabulary_order(item_ids: pa.Array) -> pa.Array:

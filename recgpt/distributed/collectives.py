@@ -1,13 +1,19 @@
 """The collectives that the sharded parts need, behind one interface; without a process group, no-ops.
 
 Every call is collective: all ranks must make it, in the same order, also those with nothing to send.
+``traffic`` counts the bytes that this rank hands over to each kind of call.
 """
 
+from collections import Counter
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+traffic: Counter[str] = Counter()
+"""Bytes handed over by this rank since the start (or the last ``traffic.clear()``), by collective: the
+size of what goes in, the share that stays on the rank included."""
 
 
 def world_size() -> int:
@@ -26,6 +32,7 @@ def barrier() -> None:
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Elementwise sum; in place, and returned."""
     if world_size() > 1:
+        _count("all_reduce", tensor)
         dist.all_reduce(tensor, dist.ReduceOp.SUM)
     return tensor
 
@@ -33,6 +40,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 def max_over_ranks(tensor: Tensor) -> Tensor:
     """Elementwise maximum; in place, and returned."""
     if world_size() > 1:
+        _count("all_reduce", tensor)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor
 
@@ -51,7 +59,9 @@ def gather_sizes(size: int, device: torch.device) -> list[int]:
     if world_size() == 1:
         return [size]
     sizes = torch.empty(world_size(), dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(sizes, torch.tensor([size], device=device))
+    mine = torch.tensor([size], device=device)
+    _count("sizes", mine)
+    dist.all_gather_into_tensor(sizes, mine)
     return sizes.tolist()
 
 
@@ -62,6 +72,7 @@ def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
     largest = max(sizes)
     padded = rows.new_zeros(largest, *rows.shape[1:])
     padded[: len(rows)] = rows
+    _count("all_gather", padded)
     gathered = rows.new_empty(world_size() * largest, *rows.shape[1:])
     dist.all_gather_into_tensor(gathered, padded)
     return torch.cat([gathered[r * largest : r * largest + size] for r, size in enumerate(sizes)])
@@ -72,6 +83,7 @@ def exchange_sizes(send_sizes: Tensor) -> Tensor:
     if world_size() == 1:
         return send_sizes
     receive_sizes = torch.empty_like(send_sizes)
+    _count("sizes", send_sizes)
     dist.all_to_all_single(receive_sizes, send_sizes)
     return receive_sizes
 
@@ -81,5 +93,10 @@ def exchange_rows(rows: Tensor, send_sizes: list[int], receive_sizes: list[int])
     if world_size() == 1:
         return rows
     received = rows.new_empty(sum(receive_sizes), *rows.shape[1:])
+    _count("all_to_all", rows)
     dist.all_to_all_single(received, rows.contiguous(), receive_sizes, send_sizes)
     return received
+
+
+def _count(kind: str, tensor: Tensor) -> None:
+    traffic[kind] += tensor.numel() * tensor.element_size()

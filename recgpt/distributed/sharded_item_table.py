@@ -1,15 +1,11 @@
-"""The row-sharded item table: each rank holds a contiguous range of rows and computes on no others.
+"""The row-sharded item table: a ``ShardedTable`` that also scores, with the interface of ``ItemTable``.
 
 Shapes: V = num_items, R = V + 1 table rows (row 0 is padding), N rows of this rank, D width, T tokens
-of this rank, A tokens of all ranks, W ranks. Its plain twin is ``recgpt.model.item_table.ItemTable``.
+of this rank, A tokens of all ranks, S drawn rows of this rank.
 
-Lookup: the unique ids of the step go to their owners by all-to-all (sizes first, then ids), the rows
-come back by the mirrored all-to-all; in the backward pass gradients, summed over equal ids, travel
-like the ids. Loss: all ranks' interest vectors are gathered, every rank scores them against its own
-rows, and the softmax sums are combined; communication does not depend on the number of items.
-
-The table is outside the DeepSpeed engine. Its gradient is the sum over ranks; like the engine's
-average for the dense weights it is divided once, by W, in ``take_gradient``.
+All ranks' interest vectors are gathered, every rank scores them against its own rows (all, or those
+that it drew), and the sums are combined: exact, and communication does not depend on the number of
+items. Its plain twin is ``recgpt.model.item_table.ItemTable``.
 """
 
 from dataclasses import dataclass
@@ -18,53 +14,72 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recgpt.config import LossSettings
 from recgpt.distributed import collectives
-from recgpt.model.item_table import initial_rows
-from recgpt.model.losses import block_cross_entropy_gradients, block_log_sum_exp
+from recgpt.distributed.sharded_table import ShardedTable, row_range
+from recgpt.model.binary_loss import binary_loss_sum
+from recgpt.model.item_table import loss_kind
+from recgpt.model.losses import SoftmaxScores
+from recgpt.model.negatives import NegativeSampler
 from recgpt.model.scoring import ExcludedPairs, best_row, count_at_least
 
 
-def row_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
-    """(first, end) of the table rows that a rank owns."""
-    return rank * num_rows // world_size, (rank + 1) * num_rows // world_size
+class ShardedItemTable(ShardedTable):
+    """This rank's rows of the item table. All methods that compute are collective.
 
-
-class ShardedItemTable:
-    """This rank's rows, with the interface of ``ItemTable``. All methods that compute are collective.
-
-    It is no module and has no parameters, so that the engine around the GPT does not see it.
+    Args:
+        loss: what ``loss_sum`` computes.
+        count_R: int64 of the whole table, 0 for padding; only this rank's part is kept.
     """
 
-    def __init__(self, num_items: int, width: int, seed: int, loss_block_items: int, device: torch.device):
-        self.num_rows = num_items + 1
-        assert self.num_rows >= collectives.world_size(), "fewer table rows than workers"
-        self.loss_block_items = loss_block_items
-        world_size = collectives.world_size()
-        bounds = [row_range(self.num_rows, r, world_size)[0] for r in range(1, world_size)]
-        self.first, self.end = row_range(self.num_rows, collectives.rank(), world_size)
-        self.first_scored = 1 if self.first == 0 else 0  # the padding row is never scored
-        self.rows = initial_rows(seed, self.first, self.end, width).to(device)
-        self._bounds = torch.tensor(bounds, dtype=torch.int64, device=device)
-        self._gradient = _GradientSum()
-
-    def __call__(self, item_index_T: Tensor) -> Tensor:
-        """Item vectors [T, D] of item indices (int64 [T])."""
-        anchor = torch.zeros((), requires_grad=True, device=self.rows.device)
-        return _Lookup.apply(item_index_T, anchor, self)
+    def __init__(
+        self,
+        num_items: int,
+        width: int,
+        seed: int,
+        loss: LossSettings,
+        count_R: Tensor,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.num_items = num_items
+        self.loss = loss
+        first, end = row_range(num_items + 1, collectives.rank(), collectives.world_size())
+        self.first_scored = 1 if first == 0 else 0  # the padding row is never scored
+        assert end - first > self.first_scored, "a rank has no item"
+        # Before the rows: what sorting takes for a moment is free again when they come.
+        total_count = int(count_R.sum())
+        self.sampler = NegativeSampler(loss, count_R[first:end].to(device), self.first_scored, total_count)
+        super().__init__(num_items + 1, width, seed, device, dtype)
 
     def loss_sum(self, interest_TD: Tensor, target_T: Tensor) -> Tensor:
-        """Sum over this rank's targets of full cross-entropy; a scalar.
+        """Sum over this rank's targets of the loss; a scalar.
 
         All ranks must scale their loss by the same factor before the backward pass.
         """
-        return _ShardedCrossEntropy.apply(interest_TD, target_T, self)
+        if loss_kind(self.loss, self.num_items) == "binary":
+            return binary_loss_sum(self, interest_TD, target_T, self.num_items, self.loss)
+        return _ShardedSoftmaxLoss.apply(interest_TD, target_T, self)
 
-    def best_item(self, interest_TD: Tensor, excluded: ExcludedPairs) -> Tensor:
-        """The best allowed item index of each interest vector, int64 [T]; the lower one wins a tie."""
+    def best_item(
+        self, interest_TD: Tensor, excluded: ExcludedPairs, pool_items: int | None = None
+    ) -> Tensor:
+        """The best allowed item index of each interest vector, int64 [T]; the lower one wins a tie.
+
+        The best of all items or, with ``pool_items``, of that many drawn ones, the ranks together.
+        """
         everywhere = self._gather(interest_TD, excluded)
-        best_A, row_A = best_row(
-            everywhere.interest_AD, self.rows, self.first_scored, self.loss_block_items, everywhere.excluded
-        )
+        block = self.loss.block_items
+        if pool_items is None:
+            rows = self.rows_in_use()
+            best_A, row_A = best_row(
+                everywhere.interest_AD, rows, self.first_scored, block, everywhere.excluded
+            )
+        else:
+            row_S = self.sampler.draw(self._share(pool_items)).unique()
+            among = everywhere.excluded.among(row_S)
+            best_A, place_A = best_row(everywhere.interest_AD, self.read(row_S), 0, block, among)
+            row_A = row_S[place_A]
         global_best_A = collectives.max_over_ranks(best_A.clone())
         index_A = torch.where(best_A == global_best_A, row_A + self.first, self.num_rows)
         return -collectives.max_over_ranks(-index_A)[everywhere.mine]
@@ -76,35 +91,40 @@ class ShardedItemTable:
         """
         everywhere = self._gather(interest_TD, excluded.with_targets(target_T))
         local_A = self.local_rows(collectives.gather_rows(target_T, everywhere.sizes))
-        score_A = (everywhere.interest_AD * self.rows[local_A.clamp(min=0)]).sum(1).where(local_A >= 0, 0)
+        target_AD = self.read(local_A.clamp(min=0)).to(interest_TD.dtype)
+        score_A = (everywhere.interest_AD * target_AD).sum(1).where(local_A >= 0, 0)
         collectives.sum_over_ranks(score_A)
         above_A = count_at_least(
             everywhere.interest_AD,
             score_A,
-            self.rows,
+            self.rows_in_use(),
             self.first_scored,
-            self.loss_block_items,
+            self.loss.block_items,
             everywhere.excluded,
         )
         return excluded.ranks(collectives.sum_over_ranks(above_A)[everywhere.mine], target_T, self.num_rows)
 
-    def take_gradient(self) -> tuple[Tensor | None, Tensor]:
-        """The mean over ranks of the gradient since the last call, and forget it.
+    def softmax_scores(self, interest_AD: Tensor, local_A: Tensor) -> tuple[SoftmaxScores, Tensor | None]:
+        """The scores of all ranks' interest vectors against rows of this rank, and which rows (None: all).
 
-        Returns (rows, gradient): int64 [U] distinct local rows and float [U, D]; or, when every row
-        took part in a loss, (None, float [N, D]).
+        Args:
+            local_A: int64, local row of each target, or -1.
         """
-        rows, gradient = self._gradient.take(self.rows)
-        return rows, gradient.div_(collectives.world_size())
+        block = self.loss.block_items
+        if loss_kind(self.loss, self.num_items) == "full":
+            rows = self.rows_in_use()
+            return SoftmaxScores(interest_AD, rows, local_A, block, self.first_scored, None), None
+        here = local_A >= 0
+        sampled = self.sampler.sample(self._share(self.loss.negatives), local_A[here], len(local_A))
+        place_A = torch.searchsorted(sampled.row_S, local_A).where(here, -1)
+        log_weight_S = sampled.log_weight_S.to(interest_AD.dtype)
+        rows_SD = self.read(sampled.row_S)
+        return SoftmaxScores(interest_AD, rows_SD, place_A, block, 0, log_weight_S), sampled.row_S
 
-    def owner(self, item_index_T: Tensor) -> Tensor:
-        """The rank that owns each item index, int64 [T]."""
-        return torch.bucketize(item_index_T, self._bounds, right=True)
-
-    def local_rows(self, item_index_T: Tensor) -> Tensor:
-        """Rows of this shard, int64 [T]; -1 where another rank owns the item."""
-        here = (item_index_T >= self.first) & (item_index_T < self.end)
-        return torch.where(here, item_index_T - self.first, -1)
+    def _share(self, draws: int) -> int:
+        """This rank's part of a global number of draws, at least one."""
+        first, end = row_range(draws, collectives.rank(), collectives.world_size())
+        return max(end - first, 1)
 
     def _gather(self, interest_TD: Tensor, excluded: ExcludedPairs) -> "_Everywhere":
         device = interest_TD.device
@@ -132,101 +152,26 @@ class _Everywhere:
     mine: slice  # where this rank's are
 
 
-class _GradientSum:
-    """Gradients of one shard, kept sparse as long as only single rows were used."""
-
-    def __init__(self) -> None:
-        self._dense: Tensor | None = None
-        self._sparse: list[tuple[Tensor, Tensor]] = []
-
-    def add_rows(self, rows_U: Tensor, gradient_UD: Tensor) -> None:
-        self._sparse.append((rows_U, gradient_UD))
-
-    def add_dense(self, gradient_ND: Tensor) -> None:
-        self._dense = gradient_ND if self._dense is None else self._dense.add_(gradient_ND)
-
-    def take(self, table_ND: Tensor) -> tuple[Tensor | None, Tensor]:
-        dense, sparse = self._dense, self._sparse
-        self._dense, self._sparse = None, []
-        if dense is not None:
-            for rows_U, gradient_UD in sparse:
-                dense.index_add_(0, rows_U, gradient_UD)
-            return None, dense
-        if not sparse:
-            return torch.empty(0, dtype=torch.int64, device=table_ND.device), table_ND.new_empty(
-                0, table_ND.shape[1]
-            )
-        rows, position = torch.cat([rows for rows, _ in sparse]).unique(return_inverse=True)
-        summed = table_ND.new_zeros(len(rows), table_ND.shape[1])
-        summed.index_add_(0, position, torch.cat([gradient for _, gradient in sparse]))
-        return rows, summed
-
-
-@dataclass
-class _Route:
-    """Who asked whom for which rows in one lookup."""
-
-    position_T: Tensor  # place of each token's id among the unique ids
-    send_sizes: list[int]
-    receive_sizes: list[int]
-    asked_rows: Tensor  # local rows that others asked for, ordered by asking rank
-
-
-class _Lookup(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, item_index_T: Tensor, anchor: Tensor, table: ShardedItemTable) -> Tensor:
-        # Sorted ids of contiguous ranges are ordered by owner.
-        unique_ids, position_T = item_index_T.unique(return_inverse=True)
-        send_sizes = table.owner(unique_ids).bincount(minlength=collectives.world_size())
-        receive_sizes = collectives.exchange_sizes(send_sizes)
-        route = _Route(position_T, send_sizes.tolist(), receive_sizes.tolist(), torch.empty(0))
-        asked_ids = collectives.exchange_rows(unique_ids, route.send_sizes, route.receive_sizes)
-        route.asked_rows = asked_ids - table.first
-        unique_vectors = collectives.exchange_rows(
-            table.rows[route.asked_rows], route.receive_sizes, route.send_sizes
-        )
-        ctx.route, ctx.table, ctx.num_unique = route, table, len(unique_ids)
-        return unique_vectors[position_T]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
-        (gradient_TD,) = gradients
-        route: _Route = ctx.route
-        unique_gradient = gradient_TD.new_zeros(ctx.num_unique, gradient_TD.shape[1])
-        unique_gradient.index_add_(0, route.position_T, gradient_TD)
-        asked_gradient = collectives.exchange_rows(unique_gradient, route.send_sizes, route.receive_sizes)
-        ctx.table._gradient.add_rows(route.asked_rows, asked_gradient)
-        return None, gradient_TD.new_zeros(()), None
-
-
-class _ShardedCrossEntropy(torch.autograd.Function):
+class _ShardedSoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, interest_TD: Tensor, target_T: Tensor, table: ShardedItemTable) -> Tensor:
         sizes = collectives.gather_sizes(len(target_T), target_T.device)
         interest_AD = collectives.gather_rows(interest_TD, sizes)
         local_A = table.local_rows(collectives.gather_rows(target_T, sizes))
-        maximum_A, total_A = block_log_sum_exp(
-            interest_AD, table.rows, table.first_scored, table.loss_block_items
-        )
-        global_maximum_A = collectives.max_over_ranks(maximum_A.clone())
-        target_score_A = (interest_AD * table.rows[local_A.clamp(min=0)]).sum(1).where(local_A >= 0, 0)
-        sums_2A = torch.stack([total_A * (maximum_A - global_maximum_A).exp(), target_score_A])
+        scores, ctx.rows = table.softmax_scores(interest_AD, local_A)
+        maximum_A = collectives.max_over_ranks(scores.log_sum_exp_A.clone())
+        sums_2A = torch.stack([(scores.log_sum_exp_A - maximum_A).exp(), scores.target_score_A])
         total_A, target_score_A = collectives.sum_over_ranks(sums_2A)
-        log_sum_exp_A = global_maximum_A + total_A.log()
+        log_sum_exp_A = maximum_A + total_A.log()
         first = sum(sizes[: collectives.rank()])
         ctx.mine = slice(first, first + len(target_T))
-        ctx.table = table
-        ctx.save_for_backward(interest_AD, local_A, log_sum_exp_A)
+        ctx.table, ctx.scores, ctx.log_sum_exp_A = table, scores, log_sum_exp_A
         return (log_sum_exp_A - target_score_A)[ctx.mine].sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (scale,) = gradients
-        interest_AD, local_A, log_sum_exp_A = ctx.saved_tensors
-        table: ShardedItemTable = ctx.table
-        interest_gradient_AD, table_gradient_ND = block_cross_entropy_gradients(
-            interest_AD, table.rows, local_A, log_sum_exp_A, table.first_scored, table.loss_block_items
-        )
-        table._gradient.add_dense(table_gradient_ND.mul_(scale))
+        interest_gradient_AD, rows_gradient = ctx.scores.gradients(ctx.log_sum_exp_A)
+        ctx.table.add_gradient(ctx.rows, rows_gradient.mul_(scale))
         collectives.sum_over_ranks(interest_gradient_AD)
         return interest_gradient_AD[ctx.mine] * scale, None, None

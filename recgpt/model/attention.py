@@ -5,6 +5,7 @@ D = H * K. Suffixes of names give the shape: ``query_TD``.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,23 @@ class Layout:
         row = torch.repeat_interleave(lengths)
         position = torch.arange(len(row), device=offsets.device) - offsets[row]
         return cls(offsets, row, position, int(lengths.max()) if len(lengths) else 0)
+
+    @cached_property
+    def buckets(self) -> list[tuple[Tensor, "Layout"]]:
+        """Histories of similar length (up to 1, 2, 4, 8 ...) together: their tokens (int64) and layout."""
+        length_B = self.offsets.diff()
+        exponent_B = torch.log2(length_B.clamp(min=1).double()).ceil()
+        exponents = exponent_B.unique().tolist()
+        if len(exponents) < 2:
+            return [(torch.arange(len(self.row), device=self.row.device), self)]
+        chosen = [exponent_B == exponent for exponent in exponents]
+        return [
+            (
+                chosen_B[self.row].nonzero().squeeze(1),
+                Layout.from_offsets(offsets_of_lengths(length_B[chosen_B])),
+            )
+            for chosen_B in chosen
+        ]
 
     @property
     def num_histories(self) -> int:
@@ -71,12 +89,15 @@ class CausalSelfAttention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
-        attended_TD, _, _ = self._attend(x_TD, layout)
-        return self.output(attended_TD)
+        # Cost follows the padded length squared, and most histories are much shorter than the longest.
+        query_key_value_TX = self.query_key_value(x_TD)
+        parts = [self._attend(query_key_value_TX[tokens], part)[0] for tokens, part in layout.buckets]
+        place_T = torch.cat([tokens for tokens, _ in layout.buckets]).argsort()
+        return self.output(torch.cat(parts)[place_T])
 
     def prefill(self, x_TD: Tensor, layout: Layout, extra: int) -> tuple[Tensor, KeyValueCache]:
         """As ``forward``, and keep keys and values with room for ``extra`` more tokens a history."""
-        attended_TD, key_BHLK, value_BHLK = self._attend(x_TD, layout)
+        attended_TD, key_BHLK, value_BHLK = self._attend(self.query_key_value(x_TD), layout)
         room = (0, 0, 0, extra)
         return self.output(attended_TD), KeyValueCache(F.pad(key_BHLK, room), F.pad(value_BHLK, room))
 
@@ -93,11 +114,12 @@ class CausalSelfAttention(nn.Module):
         attended_BH1K = _attention(query_BHK[:, :, None], cache.key_BHSK, cache.value_BHSK, visible_B11S)
         return self.output(attended_BH1K.reshape(x_BD.shape))
 
-    def _attend(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-        qkv_BL3HK = layout.pad(self.query_key_value(x_TD).view(-1, 3, self.heads, self.head_width))
+    def _attend(self, query_key_value_TX: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        """Attended values [T, D], and keys and values [B, H, L, K]; X = 3 * D."""
+        qkv_BL3HK = layout.pad(query_key_value_TX.view(-1, 3, self.heads, self.head_width))
         query_BHLK, key_BHLK, value_BHLK = (part.transpose(1, 2) for part in qkv_BL3HK.unbind(2))
         attended_BHLK = _attention(query_BHLK, key_BHLK, value_BHLK, visible=None)
-        attended_TD = layout.unpad(attended_BHLK.transpose(1, 2)).reshape(x_TD.shape)
+        attended_TD = layout.unpad(attended_BHLK.transpose(1, 2)).flatten(1)
         return attended_TD, key_BHLK, value_BHLK
 
 

@@ -4,7 +4,7 @@ Shapes: T tokens of B histories laid end to end, D width. A token's input is
 item vector + user vector + position vector + segment vector (Zhang et al. 2024, section 3).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from recgpt.config import ModelSettings
 from recgpt.model.attention import CausalSelfAttention, KeyValueCache, Layout
 from recgpt.model.item_table import INIT_STANDARD_DEVIATION
+from recgpt.model.users import KnownUsers
+from recgpt.schema import UNKNOWN_USER
 
 
 @dataclass
@@ -22,7 +24,7 @@ class HistoryState:
 
     caches: list[KeyValueCache]  # one per layer
     next_position: Tensor  # int64 [B]
-    user_row: Tensor  # int64 [B]
+    user_BD: Tensor | None  # user vectors; None if the model is not personal
 
 
 class FeedForward(nn.Sequential):
@@ -59,7 +61,14 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Causal decoder over one user's item vectors; its output at each position is an interest vector."""
+    """Causal decoder over one user's item vectors; its output at each position is an interest vector.
+
+    With user kind `table` two attributes are set from outside before the first call: ``user``, which
+    gives the vectors of user rows, and ``known_users``. During training ``user`` is no module but a sharded
+    table, whose lookups are collective: ``forward`` and ``prefill`` make one each, whatever the batch.
+    """
+
+    user: Callable[[Tensor], Tensor] | None
 
     def __init__(self, settings: ModelSettings):
         super().__init__()
@@ -67,6 +76,7 @@ class GPT(nn.Module):
         self.position = nn.Embedding(settings.max_history, settings.width)
         self.segment = nn.Embedding(2, settings.width)
         self.user = user_module(settings)
+        self.known_users: KnownUsers | None = None
         self.dropout = nn.Dropout(settings.dropout)
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.layers))
         self.final_norm = nn.LayerNorm(settings.width)
@@ -89,7 +99,7 @@ class GPT(nn.Module):
             segment_T: int64, 0 real or 1 generated; all real if not given.
             position_T: int64 below ``max_history``; the place in ``layout`` if not given.
         """
-        x_TD = self._embed(item_TD, layout, user_row_B, segment_T, position_T)
+        x_TD = self._embed(item_TD, layout, self._user_vectors(user_row_B), segment_T, position_T)
         for block in self.blocks:
             x_TD = block(x_TD, layout)
         return self.final_norm(x_TD)
@@ -102,56 +112,69 @@ class GPT(nn.Module):
         No history may be empty, and ``layout.longest + extra`` may not exceed ``max_history``.
         """
         assert layout.longest + extra <= self.settings.max_history, "no room to append generated items"
-        x_TD = self._embed(item_TD, layout, user_row_B, None, None)
+        user_BD = self._user_vectors(user_row_B)
+        x_TD = self._embed(item_TD, layout, user_BD, None, None)
         caches = []
         for block in cast(Iterable[Block], self.blocks):
             x_TD, cache = block.prefill(x_TD, layout, extra)
             caches.append(cache)
         last_B = layout.offsets[1:] - 1
-        return self.final_norm(x_TD[last_B]), HistoryState(caches, layout.offsets.diff(), user_row_B)
+        return self.final_norm(x_TD[last_B]), HistoryState(caches, layout.offsets.diff(), user_BD)
 
     def extend(self, item_BD: Tensor, segment: int, state: HistoryState) -> Tensor:
         """Append one item to each history and return the next interest vectors [B, D]; updates ``state``."""
         segment_B = torch.full_like(state.next_position, segment)
-        x_BD = self._sum_inputs(item_BD, state.user_row, segment_B, state.next_position)
+        x_BD = self._sum_inputs(item_BD, state.user_BD, segment_B, state.next_position)
         for block, cache in zip(cast(Iterable[Block], self.blocks), state.caches, strict=True):
             x_BD = block.extend(x_BD, state.next_position, cache)
         state.next_position = state.next_position + 1
         return self.final_norm(x_BD)
 
     def user_rows(self, user_hash_B: Tensor) -> Tensor:
-        """Rows of the user table, int64 [B] in 1..buckets, from user hashes (int64 [B]).
+        """Rows for the user vectors, int64 [B], from user hashes (int64 [B]).
 
-        Without a user module all are ``UNKNOWN_USER``.
+        From 1 on; ``UNKNOWN_USER`` for users that a table of users does not know, and for all if the
+        model is not personal.
         """
-        if self.user is None:
-            return torch.zeros_like(user_hash_B)
-        return user_hash_B.remainder(self.settings.user.buckets) + 1
+        kind = self.settings.user.kind
+        if kind == "none":
+            return torch.full_like(user_hash_B, UNKNOWN_USER)
+        if kind == "hashed":
+            return user_hash_B.remainder(self.settings.user.buckets) + 1
+        assert self.known_users is not None, "a table of users needs gpt.known_users"
+        return self.known_users.rows(user_hash_B)
+
+    def _user_vectors(self, user_row_B: Tensor) -> Tensor | None:
+        if self.settings.user.kind == "none":
+            return None
+        assert self.user is not None, "a table of users needs gpt.user"
+        return self.user(user_row_B)
 
     def _embed(
         self,
         item_TD: Tensor,
         layout: Layout,
-        user_row_B: Tensor,
+        user_BD: Tensor | None,
         segment_T: Tensor | None,
         position_T: Tensor | None,
     ) -> Tensor:
+        user_TD = None if user_BD is None else user_BD[layout.row]
         position_T = layout.position if position_T is None else position_T
         segment_T = torch.zeros_like(layout.position) if segment_T is None else segment_T
-        return self._sum_inputs(item_TD, user_row_B[layout.row], segment_T, position_T)
+        return self._sum_inputs(item_TD, user_TD, segment_T, position_T)
 
     def _sum_inputs(
-        self, item_TD: Tensor, user_row_T: Tensor, segment_T: Tensor, position_T: Tensor
+        self, item_TD: Tensor, user_TD: Tensor | None, segment_T: Tensor, position_T: Tensor
     ) -> Tensor:
         x_TD = item_TD + self.position(position_T) + self.segment(segment_T)
-        if self.user is not None:
-            x_TD = x_TD + self.user(user_row_T)
+        if user_TD is not None:
+            x_TD = x_TD + user_TD
         return self.dropout(x_TD)
 
 
 def user_module(settings: ModelSettings) -> nn.Module | None:
-    """A vector for each user row, ``UNKNOWN_USER`` being one of them; None if the model is not personal."""
-    if settings.user.kind == "none":
+    """The user vectors that are part of the GPT; None if there are none, or if they are set from outside."""
+    if settings.user.kind != "hashed":
         return None
     return nn.Embedding(settings.user.buckets + 1, settings.width)
 

@@ -1,13 +1,17 @@
 """The item table: one vector per item index, input of the model and, tied, its output.
 
-Shapes: V = num_items, table rows R = V + 1 (row 0 is padding), D width, T tokens.
+Shapes: V = num_items, table rows R = V + 1 (row 0 is padding), D width, T tokens, S drawn rows.
 """
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recgpt.model.losses import full_cross_entropy
+from recgpt.config import LossSettings
+from recgpt.model.binary_loss import binary_loss_sum
+from recgpt.model.fused_loss import fused_cross_entropy, fused_kernel_fits
+from recgpt.model.losses import softmax_loss_sum
+from recgpt.model.negatives import NegativeSampler
 from recgpt.model.scoring import ExcludedPairs, best_row, count_at_least
 
 INIT_STANDARD_DEVIATION = 0.02
@@ -15,11 +19,18 @@ _INIT_CHUNK_ROWS = 4096
 
 
 class ItemTable(nn.Module):
-    """The whole table in one process: the simple choice, and the reference for the sharded one."""
+    """The whole table in one process: the simple choice, and the reference for the sharded one.
 
-    def __init__(self, num_items: int, width: int, seed: int, loss_block_items: int):
+    Args:
+        loss: what ``loss_sum`` computes.
+        count_R: int64, occurrences of each row in the log, 0 for padding; decides what is drawn.
+    """
+
+    def __init__(self, num_items: int, width: int, seed: int, loss: LossSettings, count_R: Tensor):
         super().__init__()
-        self.loss_block_items = loss_block_items
+        self.num_items = num_items
+        self.loss = loss
+        self.sampler = NegativeSampler(loss, count_R, first=1, total_count=int(count_R.sum()))
         self.weight = nn.Parameter(initial_rows(seed, 0, num_items + 1, width))
 
     def forward(self, item_index_T: Tensor) -> Tensor:
@@ -27,12 +38,32 @@ class ItemTable(nn.Module):
         return nn.functional.embedding(item_index_T, self.weight)
 
     def loss_sum(self, interest_TD: Tensor, target_T: Tensor) -> Tensor:
-        """Sum over targets (int64 [T], item indices >= 1) of full cross-entropy; a scalar."""
-        return full_cross_entropy(interest_TD, self.weight, target_T, self.loss_block_items)
+        """Sum over targets (int64 [T], item indices >= 1) of the loss; a scalar."""
+        kind, block = loss_kind(self.loss, self.num_items), self.loss.block_items
+        if kind == "binary":
+            return binary_loss_sum(self, interest_TD, target_T, self.num_items, self.loss)
+        if kind == "full" and fused_kernel_fits(interest_TD):
+            return fused_cross_entropy(interest_TD, self.weight, target_T)
+        if kind == "full":
+            return softmax_loss_sum(interest_TD, self.weight, target_T, block, first=1)
+        sampled = self.sampler.sample(self.loss.negatives, target_T, len(target_T))
+        place_T = torch.searchsorted(sampled.row_S, target_T)
+        log_weight_S = sampled.log_weight_S.to(interest_TD.dtype)
+        return softmax_loss_sum(interest_TD, self(sampled.row_S), place_T, block, 0, log_weight_S)
 
-    def best_item(self, interest_TD: Tensor, excluded: ExcludedPairs) -> Tensor:
-        """The best allowed item index of each interest vector, int64 [T]; the lower one wins a tie."""
-        return best_row(interest_TD, self.weight, 1, self.loss_block_items, excluded)[1]
+    def best_item(
+        self, interest_TD: Tensor, excluded: ExcludedPairs, pool_items: int | None = None
+    ) -> Tensor:
+        """The best allowed item index of each interest vector, int64 [T]; the lower one wins a tie.
+
+        The best of all items or, with ``pool_items``, of that many drawn ones.
+        """
+        block = self.loss.block_items
+        if pool_items is None:
+            return best_row(interest_TD, self.weight, 1, block, excluded)[1]
+        row_S = self.sampler.draw(pool_items).unique()
+        place_T = best_row(interest_TD, self.weight[row_S], 0, block, excluded.among(row_S))[1]
+        return row_S[place_T]
 
     def rank_of(self, interest_TD: Tensor, target_T: Tensor, excluded: ExcludedPairs) -> Tensor:
         """1-based rank of each target among all allowed items, int64 [T]; ties count against the target.
@@ -41,21 +72,37 @@ class ItemTable(nn.Module):
         """
         score_T = (interest_TD * self.weight[target_T]).sum(1)
         others = excluded.with_targets(target_T)
-        above_T = count_at_least(interest_TD, score_T, self.weight, 1, self.loss_block_items, others)
+        above_T = count_at_least(interest_TD, score_T, self.weight, 1, self.loss.block_items, others)
         return excluded.ranks(above_T, target_T, len(self.weight))
 
 
-def initial_rows(seed: int, first: int, end: int, width: int) -> Tensor:
-    """Initial rows ``first`` to ``end`` (exclusive), float32 [end - first, D].
+def loss_kind(loss: LossSettings, num_items: int) -> str:
+    """`full`, `sampled` or `binary`."""
+    if loss.kind != "auto":
+        return loss.kind
+    return "full" if num_items < loss.sampled_from_items else "sampled"
 
-    A row depends on (seed, row) alone, so that it starts the same whatever shard holds it.
+
+def initial_rows(
+    seed: int,
+    first: int,
+    end: int,
+    width: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Initial rows ``first`` to ``end`` (exclusive), [end - first, D].
+
+    A row depends on (seed, row) alone, so that it starts the same whatever shard holds it. No more
+    than one chunk of rows exists besides the result.
     """
-    pieces = []
+    rows = torch.empty(end - first, width, dtype=dtype, device=device)
     for chunk in range(first // _INIT_CHUNK_ROWS, -(-end // _INIT_CHUNK_ROWS)):
         # Not torch's generator: on the CPU it looks at 32 bits of the seed only.
         generator = np.random.default_rng((seed, chunk))
         values = generator.standard_normal((_INIT_CHUNK_ROWS, width), dtype=np.float32)
-        rows = torch.from_numpy(values) * INIT_STANDARD_DEVIATION
         chunk_first = chunk * _INIT_CHUNK_ROWS
-        pieces.append(rows[max(first - chunk_first, 0) : end - chunk_first])
-    return torch.cat(pieces) if pieces else torch.empty(0, width)
+        start, stop = max(first - chunk_first, 0), min(end - chunk_first, _INIT_CHUNK_ROWS)
+        place = chunk_first + start - first
+        rows[place : place + stop - start] = torch.from_numpy(values[start:stop] * INIT_STANDARD_DEVIATION)
+    return rows

@@ -24,6 +24,12 @@ class ExcludedPairs:
         token_T = torch.arange(len(target_T), device=target_T.device)
         return ExcludedPairs(torch.cat([self.token_P, token_T]), torch.cat([self.item_P, target_T]))
 
+    def among(self, row_S: Tensor) -> "ExcludedPairs":
+        """The pairs whose item is one of ``row_S`` (int64, ascending, not empty), as places in it."""
+        place_P = torch.searchsorted(row_S, self.item_P).clamp(max=len(row_S) - 1)
+        here = row_S[place_P] == self.item_P
+        return ExcludedPairs(self.token_P[here], place_P[here])
+
     def ranks(self, above_T: Tensor, target_T: Tensor, worst: int) -> Tensor:
         """1-based ranks from the number of items above; ``worst`` where the target itself is excluded."""
         rank_T = (above_T + 1).clamp(max=worst)
@@ -38,7 +44,7 @@ def score_blocks(
     order = excluded.item_P.argsort()
     item_P, token_P = excluded.item_P[order], excluded.token_P[order]
     for start, end in blocks(first, len(rows_ND), block_items):
-        scores_TM = interest_TD @ rows_ND[start:end].T
+        scores_TM = interest_TD @ rows_ND[start:end].to(interest_TD.dtype).T
         bounds = torch.tensor([start, end], device=item_P.device)
         low, high = torch.searchsorted(item_P, bounds).tolist()
         scores_TM[token_P[low:high], item_P[low:high] - start] = -torch.inf

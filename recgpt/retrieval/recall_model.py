@@ -70,7 +70,8 @@ def load_recall(url: str, settings: RecallSettings) -> AutoregressiveRecall:
     Raises ``UserError`` if the model cannot be read, or holds values that are not finite numbers.
     """
     _, gpt, table_RD = load_model(url)
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in (table_RD, *gpt.parameters())):
+    tensors = (table_RD, *gpt.parameters(), *gpt.buffers())
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         raise UserError(
             f"{url}: the model holds values that are not finite; its training diverged, train again"
         )

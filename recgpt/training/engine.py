@@ -5,6 +5,7 @@ depend on the ZeRO stage or on the number of workers.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +25,7 @@ _DECIDED_HERE = {
     # Batches are counted in tokens, not in samples: DeepSpeed is told one sample per rank and step.
     "train_micro_batch_size_per_gpu": 1,
     "gradient_accumulation_steps": 1,
-    # Left out, DeepSpeed clips at a norm of 1, and a sharded table would not be part of that norm.
+    # Left out, DeepSpeed clips at a norm of 1.
     "gradient_clipping": 0.0,
 }
 
@@ -66,9 +67,19 @@ def _zero_stage(config: dict[str, Any]) -> int:
 
 
 class DenseEngine:
-    """A model whose parameters are trained under ZeRO."""
+    """A model whose parameters are trained under ZeRO.
 
-    def __init__(self, module: NextItemModel, optimizer: OptimizerSettings, deepspeed_config: dict[str, Any]):
+    Args:
+        micro_batches: calls of ``backward`` that make up a step.
+    """
+
+    def __init__(
+        self,
+        module: NextItemModel,
+        optimizer: OptimizerSettings,
+        deepspeed_config: dict[str, Any],
+        micro_batches: int = 1,
+    ):
         self._deepspeed = _import_deepspeed()
         # Under ZeRO-3 DeepSpeed's hooks take a parameter away again after each use, which leaves
         # only the training step itself: everything else reads a copy.
@@ -81,21 +92,51 @@ class DenseEngine:
             eps=optimizer.epsilon,
             weight_decay=optimizer.weight_decay,
         )
-        config = {**deepspeed_config, **_DECIDED_HERE}
+        self._micro_batches = micro_batches
+        self._clipping = optimizer.gradient_clipping or 0.0
+        decided = {"gradient_accumulation_steps": micro_batches, "gradient_clipping": self._clipping}
+        config = {**deepspeed_config, **_DECIDED_HERE, **decided}
         with _quiet():
             self._engine, *_ = self._deepspeed.initialize(model=module, optimizer=inner, config=config)
+        if self._clipping:
+            self._tables_norm = 0.0
+            self._clip_with_tables()
 
     def __call__(self, *inputs: Any) -> Any:
         return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of the mean over ranks of ``loss``."""
-        self._engine.backward(loss)
+        """Add the gradients of the mean over ranks of ``loss``; a step sums ``micro_batches`` of them."""
+        # DeepSpeed divides by the number of micro-batches: it expects means, and these are parts of a sum.
+        self._engine.backward(loss * self._micro_batches)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # counts the micro-batch, updates nothing
 
-    def step(self, learning_rate: float) -> None:
+    def step(self, learning_rate: float, tables_norm: float = 0.0) -> float:
+        """Update the weights; returns the factor by which clipping scaled the gradient.
+
+        Args:
+            tables_norm: norm of the gradients outside the engine, over all ranks, which counts for
+                the limit; they must be scaled by the same factor.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        self._tables_norm = tables_norm
         self._engine.step()
+        if not self._clipping:
+            return 1.0
+        norm = math.hypot(float(self._engine.get_global_grad_norm()), tables_norm)
+        return 1.0 / max((norm + 1e-6) / self._clipping, 1.0)  # DeepSpeed's formula
+
+    def _clip_with_tables(self) -> None:
+        """Make DeepSpeed clip by the norm over its own gradients and those of the tables together."""
+        zero = self._engine.optimizer
+        clip = zero.unscale_and_clip_grads
+
+        def clip_by_joint_norm(gradients: Any, dense_norm: Any) -> None:
+            clip(gradients, (dense_norm**2 + self._tables_norm**2) ** 0.5)
+
+        zero.unscale_and_clip_grads = clip_by_joint_norm
 
     @contextlib.contextmanager
     def readable(self) -> Iterator[NextItemModel]:

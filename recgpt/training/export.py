@@ -1,20 +1,16 @@
-"""From a checkpoint to the exported model: whole weights, the item table in row ranges."""
+"""From a checkpoint to the exported model: whole weights, the tables in row ranges."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-
-from torch import Tensor
 
 from recgpt import storage
 from recgpt.config import SplitSettings, TrainSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.data.sequences import resolve_time_bounds
-from recgpt.model.export import EXPORT_FOLDER, ModelInfo, save_model
+from recgpt.model.export import EXPORT_FOLDER, ITEM_TABLE, USER_TABLE, ModelInfo, save_model
+from recgpt.model.users import KnownUsers
 from recgpt.training import checkpoint
-from recgpt.training.model import is_sharded
 
-_ROWS_PER_FILE = 1_000_000
-_TABLE_WEIGHT = "item_table.weight"
+_TABLE_WEIGHT = f"{ITEM_TABLE}.weight"
 _GPT_PREFIX = "gpt."
 
 
@@ -24,8 +20,18 @@ def _frozen(split: SplitSettings, dataset: HistoryDataset) -> SplitSettings:
     return split if bounds is None else replace(split, valid_from=bounds[0], test_from=bounds[1])
 
 
-def export_checkpoint(folder: str, name: str, settings: TrainSettings, dataset: HistoryDataset) -> None:
-    """Write checkpoint ``name`` as a model into the run's folder; one process does it."""
+def export_checkpoint(
+    folder: str,
+    name: str,
+    settings: TrainSettings,
+    dataset: HistoryDataset,
+    known_users: KnownUsers | None,
+) -> None:
+    """Write checkpoint ``name`` as a model into the run's folder; one process does it.
+
+    Args:
+        known_users: whose rows the table of users holds; None if the model has none.
+    """
     dense = checkpoint.load_dense(folder, name)
     gpt = {
         key.removeprefix(_GPT_PREFIX): value for key, value in dense.items() if key.startswith(_GPT_PREFIX)
@@ -38,13 +44,9 @@ def export_checkpoint(folder: str, name: str, settings: TrainSettings, dataset: 
         dataset_fingerprint=dataset.fingerprint,
         recall=settings.recall,
     )
-
-    def row_ranges() -> Iterator[Tensor]:
-        for first in range(0, dataset.num_items + 1, _ROWS_PER_FILE):
-            end = min(first + _ROWS_PER_FILE, dataset.num_items + 1)
-            if is_sharded(settings, dataset.num_items):
-                yield checkpoint.load_table_rows(folder, name, first, end)["rows"]
-            else:
-                yield dense[_TABLE_WEIGHT][first:end]
-
-    save_model(storage.join(folder, EXPORT_FOLDER), info, gpt, row_ranges())
+    if _TABLE_WEIGHT in dense:  # replicated
+        item_table = iter(dense[_TABLE_WEIGHT].split(checkpoint.ROWS_PER_FILE))
+    else:
+        item_table = checkpoint.table_row_ranges(folder, name, ITEM_TABLE)
+    user_table = checkpoint.table_row_ranges(folder, name, USER_TABLE) if known_users else ()
+    save_model(storage.join(folder, EXPORT_FOLDER), info, gpt, item_table, known_users, user_table)

@@ -7,26 +7,37 @@ import copy
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from recgpt.config import TrainSettings
+from recgpt.data.dataset import HistoryDataset
+from recgpt.data.vocabulary import Vocabulary
+from recgpt.distributed import collectives
 from recgpt.distributed.sharded_item_table import ShardedItemTable
+from recgpt.distributed.sharded_table import ShardedTable
+from recgpt.errors import UserError
 from recgpt.model.attention import Layout
 from recgpt.model.gpt import GPT
 from recgpt.model.item_table import ItemTable
 from recgpt.model.scoring import ExcludedPairs
-from recgpt.schema import PADDING_INDEX
+from recgpt.model.users import KnownUsers
+from recgpt.schema import PADDING_INDEX, USER_HASH
+
+_USER_TABLE_SEED = 1 << 32  # other initial rows than the item table's
 
 
 class Table(Protocol):
     """What both placements of the item table can do; see ``ItemTable`` for the meaning."""
 
-    def __call__(self, item_index_T: Tensor) -> Tensor: ...
+    def __call__(self, item_index_T: Tensor, /) -> Tensor: ...
 
     def loss_sum(self, interest_TD: Tensor, target_T: Tensor) -> Tensor: ...
 
-    def best_item(self, interest_TD: Tensor, excluded: ExcludedPairs) -> Tensor: ...
+    def best_item(
+        self, interest_TD: Tensor, excluded: ExcludedPairs, pool_items: int | None = None
+    ) -> Tensor: ...
 
     def rank_of(self, interest_TD: Tensor, target_T: Tensor, excluded: ExcludedPairs) -> Tensor: ...
 
@@ -60,10 +71,14 @@ class NextItemModel(nn.Module):
         has_target = batch.target_T != PADDING_INDEX
         return self.item_table.loss_sum(interest_TD[has_target], batch.target_T[has_target])
 
+    def sharded_tables(self) -> dict[str, ShardedTable]:
+        """The tables outside the engine, by name."""
+        tables = {"item_table": self.item_table, "user_table": self.gpt.user}
+        return {name: table for name, table in tables.items() if isinstance(table, ShardedTable)}
+
     def twin(self) -> "NextItemModel":
-        """A copy in evaluation mode with weights of its own; a sharded table is shared."""
-        table = copy.deepcopy(self.item_table) if isinstance(self.item_table, nn.Module) else self.item_table
-        return NextItemModel(copy.deepcopy(self.gpt), table).requires_grad_(False).eval()
+        """A copy in evaluation mode with weights of its own; sharded tables are shared."""
+        return copy.deepcopy(self).requires_grad_(False).eval()
 
     def interest(self, batch: TrainingBatch, layout: Layout) -> Tensor:
         """Interest vectors, float32 [T, D]; the GPT computes in bfloat16 on CUDA."""
@@ -74,14 +89,54 @@ class NextItemModel(nn.Module):
             )
 
 
-def build_model(settings: TrainSettings, num_items: int, device: torch.device) -> NextItemModel:
-    """A model with initial weights, which depend on the seed and not on the number of workers."""
+def build_model(settings: TrainSettings, dataset: HistoryDataset, device: torch.device) -> NextItemModel:
+    """A model with initial weights, which depend on the seed and not on the number of workers.
+
+    Raises ``UserError`` for settings that do not go with the size of the dataset.
+    """
     torch.manual_seed(settings.seed)
     gpt = GPT(settings.model).to(device)
-    width, block = settings.model.width, settings.item_table.loss_block_items
-    if is_sharded(settings, num_items):
-        return NextItemModel(gpt, ShardedItemTable(num_items, width, settings.seed, block, device))
-    return NextItemModel(gpt, ItemTable(num_items, width, settings.seed, block).to(device))
+    if settings.model.user.kind == "table":
+        gpt.known_users = known_users(dataset)
+        gpt.user = user_table(settings, gpt.known_users.num_rows, device)
+    width, num_items, table = settings.model.width, dataset.num_items, settings.item_table
+    count_R = torch.from_numpy(np.concatenate([[0], Vocabulary.load_counts(dataset.url)]))
+    if not is_sharded(settings, num_items):
+        if table.optimizer != "adam" or table.row_dtype != "float32":
+            raise UserError(
+                f"item_table.optimizer={table.optimizer}, item_table.row_dtype={table.row_dtype}: a "
+                "replicated table is trained by AdamW in float32; set item_table.placement=sharded"
+            )
+        return NextItemModel(
+            gpt, ItemTable(num_items, width, settings.seed, settings.loss, count_R).to(device)
+        )
+    if num_items < 2 * collectives.world_size():
+        raise UserError(
+            f"{dataset.url}: {num_items} items are too few to shard over {collectives.world_size()} workers; "
+            "set item_table.placement=replicated"
+        )
+    dtype = getattr(torch, table.row_dtype)
+    sharded = ShardedItemTable(num_items, width, settings.seed, settings.loss, count_R, device, dtype)
+    return NextItemModel(gpt, sharded)
+
+
+def user_table(settings: TrainSettings, num_rows: int, device: torch.device) -> ShardedTable:
+    """A row for each user and, first, one for unknown users; sharded however many there are."""
+    if num_rows < collectives.world_size():
+        raise UserError(
+            f"model.user.kind=table: {num_rows - 1} users are too few to shard over "
+            f"{collectives.world_size()} workers; set model.user.kind=hashed"
+        )
+    dtype = getattr(torch, settings.item_table.row_dtype)
+    seed = settings.seed + _USER_TABLE_SEED
+    return ShardedTable(num_rows, settings.model.width, seed, device, dtype)
+
+
+def known_users(dataset: HistoryDataset) -> KnownUsers:
+    """All users of a dataset."""
+    columns = [dataset.read_row_group(group, [USER_HASH])[USER_HASH] for group in dataset.row_groups]
+    hashes = np.unique(np.concatenate([column.to_numpy() for column in columns]))
+    return KnownUsers(torch.from_numpy(hashes))
 
 
 def is_sharded(settings: TrainSettings, num_items: int) -> bool:

@@ -66,8 +66,9 @@ def prompted_batch(
     interleaved_B = draws < prompts.interleaved_share
     last_B = ~interleaved_B & (draws < prompts.interleaved_share + prompts.last_share)
     with torch.no_grad():
-        replaced = _replace_last(model, plain, last_B, prompts.last_items)
-        return _interleave(replaced, _generate_after_each(model, plain, interleaved_B), interleaved_B)
+        replaced = _replace_last(model, plain, last_B, prompts)
+        generated_T = _generate_after_each(model, plain, interleaved_B, prompts.pool_items)
+        return _interleave(replaced, generated_T, interleaved_B)
 
 
 def prefix_pairs(item_index_T: Tensor, layout: Layout) -> ExcludedPairs:
@@ -79,7 +80,9 @@ def prefix_pairs(item_index_T: Tensor, layout: Layout) -> ExcludedPairs:
     return ExcludedPairs(token_P, item_index_T[layout.offsets[layout.row[token_P]] + place_P])
 
 
-def _generate_after_each(model: NextItemModel, plain: TrainingBatch, chosen_B: Tensor) -> Tensor:
+def _generate_after_each(
+    model: NextItemModel, plain: TrainingBatch, chosen_B: Tensor, pool_items: int | None
+) -> Tensor:
     """What the model generates after x_1..x_t, int64 [T], for every input of the chosen histories; else 0."""
     token_T = chosen_B[Layout.from_offsets(plain.offsets).row].nonzero().squeeze(1)
     lengths = plain.offsets.diff()[chosen_B]
@@ -94,15 +97,19 @@ def _generate_after_each(model: NextItemModel, plain: TrainingBatch, chosen_B: T
     layout = Layout.from_offsets(chosen.offsets)
     excluded = prefix_pairs(chosen.item_index_T, layout)
     generated_T = torch.full_like(plain.item_index_T, PADDING_INDEX)
-    generated_T[token_T] = model.item_table.best_item(model.interest(chosen, layout), excluded)
+    interest = model.interest(chosen, layout)
+    generated_T[token_T] = model.item_table.best_item(interest, excluded, pool_items)
     return generated_T
 
 
-def _replace_last(model: NextItemModel, plain: TrainingBatch, chosen_B: Tensor, count: int) -> TrainingBatch:
-    """Replace the last ``count`` inputs of the chosen histories (those long enough) by generated ones.
+def _replace_last(
+    model: NextItemModel, plain: TrainingBatch, chosen_B: Tensor, prompts: PromptSettings
+) -> TrainingBatch:
+    """Replace the last ``last_items`` inputs of the chosen histories (those long enough) by generated ones.
 
     They are generated one after the other, each from the real items before and the generated ones so far.
     """
+    count = prompts.last_items
     lengths_B = plain.offsets.diff()
     chosen_B = chosen_B & (lengths_B > count)
     rows = chosen_B.nonzero().squeeze(1)
@@ -116,7 +123,7 @@ def _replace_last(model: NextItemModel, plain: TrainingBatch, chosen_B: Tensor, 
         model.item_table(history), kept_layout, plain.user_row_B[rows], count - 1
     )
     for step in range(count):
-        generated = model.item_table.best_item(interest_BD, excluded)
+        generated = model.item_table.best_item(interest_BD, excluded, prompts.pool_items)
         place = plain.offsets[rows] + kept_lengths + step
         item_index_T[place] = generated
         segment_T[place] = SEGMENT_GENERATED

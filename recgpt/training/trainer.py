@@ -15,12 +15,12 @@ import torch
 
 from recgpt.config import STAGES, StageSettings, TrainSettings
 from recgpt.data.dataset import HistoryDataset
-from recgpt.data.packing import LaneStep, empty_step, lane_steps
+from recgpt.data.packing import LaneStep, PackedBatch, empty_step, lane_steps
 from recgpt.data.plan import ReadUnit, epoch_units
 from recgpt.data.sequences import resolve_time_bounds
 from recgpt.distributed import collectives
-from recgpt.distributed.sharded_item_table import ShardedItemTable
-from recgpt.distributed.table_optimizer import RowAdamW
+from recgpt.distributed.sharded_table import ShardedTable, gradient_norm
+from recgpt.distributed.table_optimizer import RowOptimizer, row_optimizer
 from recgpt.errors import UserError
 from recgpt.training import checkpoint, export
 from recgpt.training.engine import DenseEngine, init_process_group, read_deepspeed_config
@@ -78,7 +78,8 @@ def train(
         trainer.run_stage()
     if collectives.rank() == 0:
         assert trainer.state.best_checkpoint, "a stage validates at least once"
-        export.export_checkpoint(folder, trainer.state.best_checkpoint, settings, dataset)
+        best, users = trainer.state.best_checkpoint, trainer.model.gpt.known_users
+        export.export_checkpoint(folder, best, settings, dataset, users)
     collectives.barrier()
     trainer.close()
     return trainer.state.results
@@ -106,7 +107,7 @@ class Trainer:
         self.validator = Validator(dataset, settings, time_bounds, self.device)
         self.state = TrainingState(stage="")
         self._engine: DenseEngine | None = None
-        self.table_optimizer: RowAdamW | None = None
+        self.row_optimizers: dict[str, RowOptimizer] = {}
 
     # Stages
 
@@ -158,8 +159,9 @@ class Trainer:
                 return
             if not num_targets:
                 continue
-            loss_sum = self._optimize(self._batch(lane_step), num_targets)
-            self.recorder.step(self.state, loss_sum, num_targets, self._learning_rate())
+            loss_sum = self._optimize(lane_step.batch, num_targets)
+            rate = self._warmed_up(self._stage_settings.optimizer.learning_rate)
+            self.recorder.step(self.state, loss_sum, num_targets, rate)
             if self.state.step % self.settings.checkpoint_every_steps == 0:
                 self._save()
 
@@ -189,37 +191,49 @@ class Trainer:
         self.state.consumed = [done + new for done, new in zip(self.state.consumed, users, strict=True)]
         return num_targets, sum(users)
 
-    def _batch(self, lane_step: LaneStep) -> TrainingBatch:
-        epoch = self._epoch_of_run()
-        plain = plain_batch(self.model, lane_step.batch, self.settings, epoch, self.device)
-        if self.state.stage != "prompt_tune":
-            return plain
-        with self.engine.readable() as model:
-            return prompted_batch(
-                model,
-                plain,
-                lane_step.batch.user_hash_B,
-                self.settings.prompts,
-                (self.settings.seed, epoch),
-            )
-
-    def _optimize(self, batch: TrainingBatch, num_targets: int) -> torch.Tensor:
+    def _optimize(self, packed: PackedBatch, num_targets: int) -> torch.Tensor:
         """One optimizer step; returns this rank's sum of the loss.
 
         The loss is summed over targets and divided by the number of targets of all ranks. The engine
-        averages gradients over W ranks, hence the factor W; the sharded table does the same.
+        averages gradients over W ranks, hence the factor W; the sharded tables do the same.
         """
-        # Dropout depends on the step and the rank alone: resumed equals uninterrupted.
+        # What is drawn depends on the step and the rank alone: resumed equals uninterrupted.
         key = np.random.SeedSequence((self.settings.seed, self.state.step, collectives.rank()))
         torch.manual_seed(int(key.generate_state(1)[0]))
-        loss_sum = self.engine(batch)
-        self.engine.backward(loss_sum * (collectives.world_size() / num_targets))
-        self.engine.step(self._learning_rate())
-        if self.table_optimizer:
-            self.table_optimizer.step(self._learning_rate())
+        loss_sum = torch.zeros((), device=self.device)
+        for batch in self._micro_batches(packed):
+            part = self.engine(batch)
+            self.engine.backward(part * (collectives.world_size() / num_targets))
+            loss_sum += part.detach()
+        self._update()
         self.state.step += 1
         self.state.stage_step += 1
-        return loss_sum.detach()
+        return loss_sum
+
+    def _micro_batches(self, packed: PackedBatch) -> list[TrainingBatch]:
+        """The parts of a step's batch; for prompt-tuning, with items that the current model generates."""
+        parts = packed.split(self.settings.data.micro_batches)
+        epoch = self._epoch_of_run()
+        plain = [plain_batch(self.model, part, self.settings, epoch, self.device) for part in parts]
+        if self.state.stage != "prompt_tune":
+            return plain
+        with self.engine.readable() as model:
+            prompts, draw_key = self.settings.prompts, (self.settings.seed, epoch)
+            return [
+                prompted_batch(model, batch, part.user_hash_B, prompts, draw_key)
+                for batch, part in zip(plain, parts, strict=True)
+            ]
+
+    def _update(self) -> None:
+        """The step of all optimizers, clipped by one norm over the GPT and all tables."""
+        gradients = {name: table.take_gradient() for name, table in self.model.sharded_tables().items()}
+        clipped = self._stage_settings.optimizer.gradient_clipping is not None
+        norm = gradient_norm([gradient for _, gradient in gradients.values()]) if clipped else 0.0
+        optimizer = self._stage_settings.optimizer
+        scale = self.engine.step(self._warmed_up(optimizer.learning_rate), norm)
+        table_rate = self._warmed_up(optimizer.table_learning_rate or optimizer.learning_rate)
+        for name, (rows, gradient) in gradients.items():
+            self.row_optimizers[name].step(rows, gradient.mul_(scale), table_rate)
 
     # Validation and checkpoints
 
@@ -243,12 +257,13 @@ class Trainer:
 
     def _save(self) -> None:
         name = checkpoint.checkpoint_name(self.state.step, self.state.epoch)
-        table = None
-        if self.table_optimizer:
-            table = checkpoint.TableRows(self.dataset.num_items + 1, self.table_optimizer.tensors())
         self.recorder.flush()
         state, weights = asdict(self.state), self.engine.weights()
-        checkpoint.save(self.folder, name, state, weights, self.engine.optimizer_state(), table)
+        tables = {
+            table: checkpoint.TableRows(sharded.num_rows, sharded.first, self._table_tensors(table, sharded))
+            for table, sharded in self.model.sharded_tables().items()
+        }
+        checkpoint.save(self.folder, name, state, weights, self.engine.optimizer_state(), tables)
         if collectives.rank() == 0:
             newest = checkpoint.finished(self.folder)[-self.settings.keep_checkpoints :]
             checkpoint.keep_only(self.folder, set(newest).union(*map(self._rests_on, newest)))
@@ -261,22 +276,25 @@ class Trainer:
     def _build(self, weights_from: str | None, with_moments: bool) -> None:
         """Model, engine and table optimizer, with weights and perhaps moments of a checkpoint."""
         self.close()
-        self.model = build_model(self.settings, self.dataset.num_items, self.device)
+        self.model = build_model(self.settings, self.dataset, self.device)
         if weights_from:
             self.model.load_state_dict(checkpoint.load_dense(self.folder, weights_from))
         optimizer = self._stage_settings.optimizer
-        self._engine = DenseEngine(self.model, optimizer, read_deepspeed_config(self.settings.deepspeed))
+        deepspeed = read_deepspeed_config(self.settings.deepspeed)
+        self._engine = DenseEngine(self.model, optimizer, deepspeed, self.settings.data.micro_batches)
         if weights_from and with_moments:
             self.engine.load_optimizer_state(checkpoint.load_dense_optimizer(self.folder, weights_from))
-        self.table_optimizer = None
-        if isinstance(self.model.item_table, ShardedItemTable):
-            self.table_optimizer = RowAdamW(self.model.item_table, optimizer)
-        if self.table_optimizer and weights_from:
-            first, end = self.table_optimizer.table.first, self.table_optimizer.table.end
-            saved = checkpoint.load_table_rows(self.folder, weights_from, first, end)
-            for name, tensor in self.table_optimizer.tensors().items():
-                if with_moments or name == "rows":
-                    tensor.copy_(saved[name])
+        kind = self.settings.item_table.optimizer
+        self.row_optimizers = {}
+        for table, sharded in self.model.sharded_tables().items():
+            self.row_optimizers[table] = row_optimizer(kind, sharded, optimizer)
+            if weights_from:
+                tensors = self._table_tensors(table, sharded) if with_moments else {"rows": sharded.rows}
+                checkpoint.load_table_into(self.folder, weights_from, table, sharded.first, tensors)
+
+    def _table_tensors(self, table: str, sharded: ShardedTable) -> dict[str, torch.Tensor]:
+        """Rows and optimizer state of a table, as they are now."""
+        return {"rows": sharded.rows_in_use(), **self.row_optimizers[table].state}
 
     def close(self) -> None:
         """Give back what the engine of the last stage holds."""
@@ -297,7 +315,6 @@ class Trainer:
         """A number that no other epoch of the run has, so that each has its own order."""
         return STAGES.index(self.state.stage) * 1_000_000 + self.state.epoch
 
-    def _learning_rate(self) -> float:
-        optimizer = self._stage_settings.optimizer
-        warmed_up = (self.state.stage_step + 1) / max(optimizer.warmup_steps, 1)
-        return optimizer.learning_rate * min(1.0, warmed_up)
+    def _warmed_up(self, rate: float) -> float:
+        done = (self.state.stage_step + 1) / max(self._stage_settings.optimizer.warmup_steps, 1)
+        return rate * min(1.0, done)

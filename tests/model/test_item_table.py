@@ -2,12 +2,14 @@
 
 import torch
 
+from recgpt.config import LossSettings
 from recgpt.model.item_table import ItemTable, initial_rows
 from recgpt.model.scoring import ExcludedPairs
 
 
 def table_of(*rows):
-    table = ItemTable(len(rows) - 1, 1, seed=0, loss_block_items=2)
+    loss = LossSettings(kind="full", block_items=2)
+    table = ItemTable(len(rows) - 1, 1, 0, loss, torch.arange(len(rows)))
     table.weight.data = torch.tensor(rows)[:, None]
     return table
 

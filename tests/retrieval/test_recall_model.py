@@ -5,9 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recgpt.config import ModelSettings, RecallSettings, SplitSettings
+from recgpt.config import ModelSettings, RecallSettings, SplitSettings, UserSettings
 from recgpt.errors import UserError
 from recgpt.model.export import ModelInfo, find_model, model_fingerprint, save_model
+from recgpt.model.gpt import GPT
+from recgpt.model.users import KnownUsers, UserVectors
+from recgpt.retrieval.autoregressive import recommend_reference
 from recgpt.retrieval.recall_model import load_recall, resolve_recall, scale_quotas
 
 
@@ -96,3 +99,44 @@ def test_a_model_that_diverged_is_refused(make_model, tmp_path):
     save_model(str(tmp_path), own, gpt.state_dict(), [table])
     with pytest.raises(UserError, match="values that are not finite"):
         load_recall(str(tmp_path), RecallSettings())
+
+
+@pytest.fixture
+def model_of_users(tmp_path):
+    """Exports a model with a row for each of 3 users; a function, so that the rows can be given."""
+    torch.manual_seed(0)
+    settings = ModelSettings(width=8, layers=1, heads=2, max_history=6, user=UserSettings(kind="table"))
+    gpt = GPT(settings).eval()
+    gpt.known_users = KnownUsers(torch.tensor([-4, 10, 77]))
+    table_RD = torch.randn(31, 8)
+
+    def export(user_rows_RD):
+        own = ModelInfo(30, "f" * 64, settings, SplitSettings(), RecallSettings())
+        pieces = user_rows_RD.split(3)
+        save_model(str(tmp_path), own, gpt.state_dict(), [table_RD], gpt.known_users, pieces)
+        gpt.user = UserVectors(user_rows_RD)
+        return str(tmp_path), gpt, table_RD
+
+    return export
+
+
+def test_recall_with_a_table_of_users_equals_its_slow_twin(model_of_users):
+    """Two known users and two unknown ones, all with the same history."""
+    url, gpt, table_RD = model_of_users(torch.randn(4, 8) * 3)
+    settings = RecallSettings(6, (4, 2))
+    histories = torch.tensor([5, 9]).repeat(4), torch.tensor([0, 2, 4, 6, 8])
+    user_hash = torch.tensor([10, 11, 77, -5])
+    found = load_recall(url, settings).recommend(*histories, user_hash)
+    expected = recommend_reference(gpt, table_RD, settings, *histories, user_hash)
+    assert found.item_index_BK.tolist() == expected.item_index_BK.tolist()
+    lists = found.item_index_BK.tolist()
+    assert lists[1] == lists[3], "unknown users differ"
+    assert len({tuple(items) for items in lists}) == 3, "known users do not"
+
+
+def test_a_table_of_users_that_diverged_is_refused(model_of_users):
+    rows_RD = torch.zeros(4, 8)
+    rows_RD[2, 5] = float("inf")
+    url, _, _ = model_of_users(rows_RD)
+    with pytest.raises(UserError, match="values that are not finite"):
+        load_recall(url, RecallSettings())

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from recgpt.config import ModelSettings, PromptSettings, TrainSettings, UserSettings
+from recgpt.config import LossSettings, ModelSettings, PromptSettings, TrainSettings, UserSettings
 from recgpt.data.packing import PackedBatch
 from recgpt.model.attention import Layout
 from recgpt.model.gpt import GPT
@@ -27,8 +27,13 @@ MIXED = PromptSettings(interleaved_share=0.4, last_share=0.4)
 class CountingTable(ItemTable):
     """Generates 90 + the number of items that the token may not get: after x_1..x_t that is 90 + t."""
 
-    def best_item(self, interest_TD, excluded):
+    def best_item(self, interest_TD, excluded, pool_items=None):
         return 90 + torch.bincount(excluded.token_P, minlength=len(interest_TD))
+
+
+def table_of(kind, num_items, width):
+    loss = LossSettings(kind="full", block_items=7)
+    return kind(num_items, width, 0, loss, torch.arange(num_items + 1))
 
 
 def settings_of(kind="hashed", dropout=0.0):
@@ -39,7 +44,7 @@ def settings_of(kind="hashed", dropout=0.0):
 def model_of(settings, table=None):
     """float64 and in evaluation mode, with weights large enough that every part of the input matters."""
     torch.manual_seed(1)
-    table = ItemTable(NUM_ITEMS, settings.width, seed=0, loss_block_items=7) if table is None else table
+    table = table_of(ItemTable, NUM_ITEMS, settings.width) if table is None else table
     model = NextItemModel(GPT(settings), table).double().eval()
     for parameter in model.parameters():
         if parameter.dim() > 1:  # not those of the norms
@@ -49,7 +54,7 @@ def model_of(settings, table=None):
 
 @pytest.fixture(scope="module")
 def counting_model():
-    return model_of(settings_of(), CountingTable(99, 8, seed=0, loss_block_items=50))
+    return model_of(settings_of(), table_of(CountingTable, 99, 8))
 
 
 def packed_of(lists, user_hashes=None):

@@ -35,14 +35,15 @@ def settings_of(max_users=50_000, seed=0, placement="replicated"):
     return TrainSettings(
         seed=seed,
         model=model,
-        item_table={"placement": placement, "loss_block_items": 16},
+        item_table={"placement": placement},
+        loss={"block_items": 16},
         validation=ValidationSettings(max_users=max_users),
     )
 
 
-def model_of(settings, num_items=NUM_ITEMS):
+def model_of(settings, dataset):
     """In evaluation mode; its weights large enough that every part of the input matters."""
-    model = build_model(settings, num_items, CPU).eval()
+    model = build_model(settings, dataset, CPU).eval()
     torch.manual_seed(3)
     for parameter in model.gpt.parameters():
         if parameter.dim() > 1:
@@ -101,7 +102,7 @@ def metrics_slowly(ranks):
 
 def measure(dataset, settings, model=None):
     validator = Validator(dataset, settings, None, CPU)
-    return validator.measure(model or model_of(settings))
+    return validator.measure(model or model_of(settings, dataset))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def dataset(tmp_path_factory, write_dataset, histories):
 def test_equals_a_plain_ranking_of_all_items(dataset, histories, monkeypatch, batch_users):
     monkeypatch.setattr(validation, "_BATCH_USERS", batch_users)
     settings = settings_of()
-    model = model_of(settings)
+    model = model_of(settings, dataset)
     ranks = ranks_slowly(model, dataset, histories, settings)
     assert len(ranks) < len(histories), "users of one or two items have no target"
     assert math.inf in ranks.values(), "a target that was seen before is out of reach"
@@ -129,7 +130,7 @@ def test_equals_a_plain_ranking_of_all_items(dataset, histories, monkeypatch, ba
 
 def test_items_too_old_for_the_input_are_masked_all_the_same(dataset, histories):
     settings = settings_of()
-    model = model_of(settings)
+    model = model_of(settings, dataset)
 
     def newest(items):
         return items[-MAX_HISTORY:]
@@ -142,7 +143,7 @@ def test_items_too_old_for_the_input_are_masked_all_the_same(dataset, histories)
 
 def test_max_users_draws_a_sample_by_the_user_alone(dataset, histories):
     settings = settings_of(max_users=20)
-    model = model_of(settings)
+    model = model_of(settings, dataset)
     ranks = ranks_slowly(model, dataset, histories, settings)
     hashes = np.array(list(ranks))
     drawn = uniform(hashes, settings.seed, 3) < 20 / len(histories)
@@ -166,7 +167,7 @@ def test_number_of_users(tmp_path, write_dataset, dataset):
 
 
 def test_a_model_whose_scores_are_no_numbers_finds_nothing(dataset):
-    model = model_of(settings_of())
+    model = model_of(settings_of(), dataset)
     model.gpt.final_norm.weight.data.fill_(float("nan"))
     metrics = measure(dataset, settings_of(), model)
     assert metrics.pop("num_users") > 0
@@ -179,7 +180,7 @@ def test_seen_items_compete_if_they_are_served(tmp_path, write_dataset):
     for keep_seen in (False, True):
         settings = settings_of()
         settings.recall.keep_seen = keep_seen
-        found = measure(dataset, settings, model_of(settings, num_items=dataset.num_items))["hit_rate@20"]
+        found = measure(dataset, settings)["hit_rate@20"]
         assert (found > 0) == keep_seen
 
 
