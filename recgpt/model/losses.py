@@ -1,15 +1,17 @@
-"""Softmax losses over many items without the matrix of all scores, and their slow twins.
+"""Softmax cross-entropy over many rows, block by block, and its slow twins.
 
-Shapes: T targets of one process, A those of all ranks, D width, N table rows, R = V + 1 rows of a whole
-table (row 0 is padding and never scored), M rows in a block.
+Shapes: T targets of this rank, A targets of all ranks, D width, N table rows, M rows in a block.
 
-For interest vector h_t and target row y_t the loss is  log sum_n w_tn exp(h_t . e_n) - h_t . e_{y_t}.
-All weights 1: full cross-entropy. Sampled softmax weighs the rows that were drawn, but never the target
-itself.
+For interest vector h_t and target row y_t the loss is
 
-Scores are computed in tiles. Each is turned at once into a softmax over its own rows, and its log sum
-exp is noted (online softmax, Milakov & Gimelshein 2018, arXiv 1805.02867); multiplied by
-exp(log sum exp of the tile - log sum exp of all) it gives the probabilities that the gradients need.
+    log( sum_n w_tn exp(h_t . e_n) ) - h_t . e_{y_t}
+
+with all w = 1 for full cross-entropy, and weights of drawn rows for sampled softmax, where w of the target
+itself is 1 always. The scores of all targets against all rows are never held whole: the forward pass
+takes the softmax of each block and remembers its log-sum-exp (online softmax, Milakov & Gimelshein
+2018, arXiv 1805.02867), from which the backward pass gets the probabilities over all blocks. It uses
+the blocks of the forward pass as far as they fit ``KEPT_BYTES``, and computes the rest again: memory is
+O(A x M) and that constant.
 """
 
 from typing import Any
@@ -17,19 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Tiles are reused in the backward pass as long as they fit here, and computed again otherwise. More than
-# 32 MiB glibc takes from the system anew each time, which costs more than computing the scores again.
-_KEPT_BYTES = 32 * 2**20
-# Scores that stay in the cache of a CPU between the products that make and use them.
-_CACHED_SCORES = 2**20
-# Fewer targets at a time than this make the products slow.
-_FEWEST_TARGETS = 32
-# Stands for log 0: finite, so that a tile in which all weights are 0 gives no inf - inf.
-_LOG_ZERO = -1e30
+KEPT_BYTES = 64 << 20
+# Larger blocks leave the cache between the passes over their scores, which halves the speed on a CPU.
+_SCORES_IN_CACHE = 1 << 19
+_TARGETS_AT_A_TIME = 512
+_NEVER = -1e30  # log of a weight of 0; finite, because a block of nothing else would become NaN
 
 
 def full_cross_entropy_reference(interest_TD: Tensor, table_RD: Tensor, target_T: Tensor) -> Tensor:
-    """Sum over targets, with the whole score matrix: the obvious form, for tests."""
+    """Sum over targets (int64 item indices), row 0 being padding: the obvious form, for tests."""
     scores_TV = interest_TD @ table_RD[1:].T
     return torch.nn.functional.cross_entropy(scores_TV, target_T - 1, reduction="sum")
 
@@ -37,11 +35,11 @@ def full_cross_entropy_reference(interest_TD: Tensor, table_RD: Tensor, target_T
 def sampled_softmax_reference(
     interest_TD: Tensor, rows_ND: Tensor, target_row_T: Tensor, first: int, log_weight_N: Tensor
 ) -> Tensor:
-    """``softmax_loss_sum`` with the whole score matrix: the obvious form, for tests."""
-    scores_TN = interest_TD @ rows_ND.T
-    is_target_TN = torch.nn.functional.one_hot(target_row_T, len(rows_ND)).bool()
-    weighted_TN = torch.where(is_target_TN, scores_TN, scores_TN + log_weight_N)
-    return (weighted_TN[:, first:].logsumexp(1) - scores_TN[is_target_TN]).sum()
+    """Sum over targets of the weighted form, with the whole score matrix, for tests."""
+    target_score_T = (interest_TD * rows_ND[target_row_T]).sum(1)
+    weighted_TN = interest_TD @ rows_ND[first:].T + log_weight_N[first:]
+    weighted_TN = weighted_TN.scatter(1, (target_row_T - first)[:, None], target_score_T[:, None])
+    return (weighted_TN.logsumexp(1) - target_score_T).sum()
 
 
 def softmax_loss_sum(
@@ -52,18 +50,7 @@ def softmax_loss_sum(
     first: int = 0,
     log_weight_N: Tensor | None = None,
 ) -> Tensor:
-    """Sum over targets of the loss; a scalar with gradients to interest vectors and rows.
-
-    Memory is O(T x block) or 4 MiB of scores.
-
-    Args:
-        interest_TD: interest vectors, one per target.
-        rows_ND: rows of the item table.
-        target_row_T: int64 in [first, N).
-        block_items: rows scored at a time where the scores of all rows do not fit into the cache.
-        first: rows before it (padding) are not scored.
-        log_weight_N: logarithm of each row's weight; -inf leaves a row out wherever it is not the target.
-    """
+    """Sum over targets of the loss over ``rows_ND``; a scalar. Arguments as ``SoftmaxScores``."""
     return _SoftmaxLoss.apply(interest_TD, rows_ND, target_row_T, block_items, first, log_weight_N)
 
 
@@ -73,26 +60,20 @@ def blocks(first: int, end: int, size: int) -> list[tuple[int, int]]:
 
 
 class SoftmaxScores:
-    """The loss in two halves, between which ranks that hold different rows combine their sums.
+    """Both halves of the loss, with a gap between them in which ranks can combine what they found.
 
-    No autograd inside. Rows may be bfloat16: they are converted block by block, all else has the dtype of
-    the interest vectors.
+    ``log_sum_exp_A`` (-inf without rows) and ``target_score_A`` (0 where the target is not among these
+    rows) are there once it is made; ``gradients`` gives what follows from the log-sum-exp over the rows of
+    all ranks. No autograd inside.
 
     Args:
-        interest_AD: interest vectors.
-        rows_ND: rows that these are scored against.
-        target_row_A: int64 in [first, N), or -1 where the target is not among these rows.
-        block_items: rows scored at a time.
-        first: rows before it are not scored.
-        log_weight_N: logarithm of each row's weight, for those whose target it is not; None: all weigh 1.
+        interest_AD: interest vectors, one per target.
+        rows_ND: table rows, in any floating type; products are computed in that of ``interest_AD``.
+        target_row_A: int64 row of each target, -1 where another rank has it.
+        block_items: rows scored at a time, at most.
+        first: rows before it (padding) take no part.
+        log_weight_N: log of the rows' weights for all but their own targets; None: all weights are 1.
     """
-
-    maximum_A: Tensor
-    """The largest score, about; -inf without rows."""
-    total_A: Tensor
-    """Sum of weight x exp(score - maximum); 0 without rows."""
-    target_score_A: Tensor
-    """The score of the target where it is here, else 0."""
 
     def __init__(
         self,
@@ -105,123 +86,95 @@ class SoftmaxScores:
     ):
         self._interest_AD = interest_AD
         self._rows_ND = rows_ND
-        self._log_weight_N = None if log_weight_N is None else log_weight_N.clamp(min=_LOG_ZERO)
-        self._blocks = blocks(first, len(rows_ND), block_items) if len(interest_AD) else []
-
+        self._target_row_A = target_row_A
+        self._log_weight_N = None if log_weight_N is None else log_weight_N.clamp(min=_NEVER)
         self._here = (target_row_A >= 0).nonzero().squeeze(1)
-        self._target_row = target_row_A[self._here]
-        self._target_vector = rows_ND[self._target_row].to(interest_AD.dtype)
-        target_score = (interest_AD[self._here] * self._target_vector).sum(1)
-        self.target_score_A = interest_AD.new_zeros(len(interest_AD)).index_copy_(0, self._here, target_score)
+        size = max(min(block_items, _SCORES_IN_CACHE // max(len(interest_AD), 1)), 1)
+        self._blocks = blocks(first, len(rows_ND), size) if len(interest_AD) else []
+        self._score_buffer = interest_AD.new_empty(len(interest_AD) * size)
+        block_bytes = self._score_buffer.numel() * self._score_buffer.element_size()
+        kept = min(KEPT_BYTES // max(block_bytes, 1), len(self._blocks))
+        self._kept = interest_AD.new_empty(kept, self._score_buffer.numel())
+        self._target_AD = rows_ND[target_row_A[self._here]].to(interest_AD.dtype)
+        self.target_score_A = interest_AD.new_zeros(len(interest_AD))
+        self.target_score_A[self._here] = (interest_AD[self._here] * self._target_AD).sum(1)
+        self._log_sum_exp_of_block = [self._softmax(number)[1] for number in range(len(self._blocks))]
+        nothing_A = interest_AD.new_full((len(interest_AD),), -torch.inf)
+        self.log_sum_exp_A = torch.stack([nothing_A, *self._log_sum_exp_of_block]).logsumexp(0)
 
-        tile = len(interest_AD) * min(block_items, max(len(rows_ND) - first, 0))
-        kept = _KEPT_BYTES // max(tile * interest_AD.element_size(), 1)
-        self._tiles = interest_AD.new_empty(min(max(kept, 1), len(self._blocks)), tile)
-        self._block_in_tile = [-1] * len(self._tiles)
-
-        self.maximum_A = interest_AD.new_full((len(interest_AD),), -torch.inf)
-        self.total_A = torch.zeros_like(self.maximum_A)
-        self._log_sum_exp = []  # over each block, [A]
-        for block in range(len(self._blocks)):
-            self._add_block(*self._fill_tile(block))
-
-    def gradients(
-        self, log_sum_exp_A: Tensor, rows_gradient_ND: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients of the sum of (log sum exp - target score), these rows' part. To be called once.
+    def gradients(self, log_sum_exp_A: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the sum over targets of the loss, as far as it depends on these rows.
 
         Args:
-            log_sum_exp_A: of weighted scores over the rows of all ranks.
-            rows_gradient_ND: what the rows' gradient is added to; zeros if not given.
+            log_sum_exp_A: over the rows of all ranks.
 
-        Returns the gradients of interest vectors [A, D] and rows [N, D].
+        Returns gradients by interest vectors [A, D] and by rows [N, D], in the type of the former.
         """
-        interest_AD = self._interest_AD
-        interest_gradient_AD = torch.zeros_like(interest_AD)
-        if rows_gradient_ND is None:
-            rows_gradient_ND = torch.zeros_like(self._rows_ND, dtype=interest_AD.dtype)
-        for block in reversed(range(len(self._blocks))):  # the last tile still holds the last block
-            softmax_AM = self._softmax(block)
-            scale_A1 = (self._log_sum_exp[block] - log_sum_exp_A).exp_()[:, None]
-            interest_gradient_AD.addcmul_(softmax_AM @ self._rows(block), scale_A1)
-            rows_gradient_ND[slice(*self._blocks[block])].addmm_(softmax_AM.T, interest_AD * scale_A1)
-        interest_gradient_AD.index_add_(0, self._here, self._target_vector, alpha=-1)
-        rows_gradient_ND.index_add_(0, self._target_row, interest_AD[self._here], alpha=-1)
+        interest_gradient_AD = torch.zeros_like(self._interest_AD)
+        rows_gradient_ND = interest_gradient_AD.new_zeros(self._rows_ND.shape)
+        for number, (start, end) in enumerate(self._blocks):
+            probability_AM = self._probabilities(number)
+            share_A1 = (self._log_sum_exp_of_block[number] - log_sum_exp_A).exp_()[:, None]
+            block_MD = self._rows_ND[start:end].to(self._interest_AD.dtype)
+            interest_gradient_AD.addcmul_(probability_AM @ block_MD, share_A1)
+            torch.mm(probability_AM.T, self._interest_AD * share_A1, out=rows_gradient_ND[start:end])
+        interest_gradient_AD[self._here] -= self._target_AD
+        target_rows = self._target_row_A[self._here]
+        rows_gradient_ND.index_add_(0, target_rows, self._interest_AD[self._here], alpha=-1)
         return interest_gradient_AD, rows_gradient_ND
 
-    def _add_block(self, maximum_A: Tensor, total_A: Tensor) -> None:
-        self._log_sum_exp.append(maximum_A + total_A.log())
-        new_maximum_A = torch.maximum(self.maximum_A, maximum_A)
-        self.total_A *= (self.maximum_A - new_maximum_A).exp_()
-        self.total_A += total_A * (maximum_A - new_maximum_A).exp_()
-        self.maximum_A = new_maximum_A
+    def _probabilities(self, number: int) -> Tensor:
+        """Softmax [A, M] within a block, kept or computed again."""
+        start, end = self._blocks[number]
+        if number < len(self._kept):
+            return self._kept[number][: len(self._interest_AD) * (end - start)].view(-1, end - start)
+        return self._softmax(number)[0]
 
-    def _softmax(self, block: int) -> Tensor:
-        """The softmax over the rows of one block, [A, M]."""
-        if self._block_in_tile[self._tile_of(block)] != block:
-            self._fill_tile(block)
-        return self._tile(block)
-
-    def _fill_tile(self, block: int) -> tuple[Tensor, Tensor]:
-        """Compute a block's softmax; returns maximum [A] and sum of exp(score - maximum) [A] of its scores."""
-        scores_AM = torch.mm(self._interest_AD, self._rows(block).T, out=self._tile(block))
-        if self._log_weight_N is not None:
-            start, end = self._blocks[block]
-            scores_AM += self._log_weight_N[start:end]
-            inside = ((self._target_row >= start) & (self._target_row < end)).nonzero().squeeze(1)
-            place = self._here[inside], self._target_row[inside] - start
-            scores_AM[place] = self.target_score_A[place[0]]
-        maximum_A = scores_AM.amax(1)
-        # torch's softmax is faster than its exp, and may write over what it reads.
-        softmax_AM = torch.softmax(scores_AM, 1, out=scores_AM)
-        self._block_in_tile[self._tile_of(block)] = block
-        return maximum_A, softmax_AM.amax(1).reciprocal_()  # the largest probability is exp(0) / total
-
-    def _tile_of(self, block: int) -> int:
-        return min(block, len(self._tiles) - 1)
-
-    def _tile(self, block: int) -> Tensor:
-        """Where a block's scores are, [A, M] without gaps."""
-        start, end = self._blocks[block]
+    def _softmax(self, number: int) -> tuple[Tensor, Tensor]:
+        """Softmax [A, M] within a block, and the block's log-sum-exp [A]."""
+        start, end = self._blocks[number]
         num_targets = len(self._interest_AD)
-        return self._tiles[self._tile_of(block)][: num_targets * (end - start)].view(num_targets, end - start)
+        scores_AM = self._score_buffer[: num_targets * (end - start)].view(num_targets, end - start)
+        torch.mm(self._interest_AD, self._rows_ND[start:end].to(scores_AM.dtype).T, out=scores_AM)
+        if self._log_weight_N is not None:
+            self._weight(scores_AM, start, end)
+        maximum_A = scores_AM.amax(1)
+        probability_AM = scores_AM if number >= len(self._kept) else self._probabilities(number)
+        torch.softmax(scores_AM, 1, out=probability_AM)
+        # The largest probability is exp(0) / sum of exp(score - maximum).
+        return probability_AM, maximum_A - probability_AM.amax(1).log()
 
-    def _rows(self, block: int) -> Tensor:
-        return self._rows_ND[slice(*self._blocks[block])].to(self._interest_AD.dtype)
+    def _weight(self, scores_AM: Tensor, start: int, end: int) -> None:
+        """Add the log weights, but not to the score of a target's own row."""
+        assert self._log_weight_N is not None
+        scores_AM += self._log_weight_N[start:end]
+        place = self._target_row_A - start
+        own = ((place >= 0) & (place < end - start)).nonzero().squeeze(1)
+        scores_AM[own, place[own]] = self.target_score_A[own]
 
 
 class _SoftmaxLoss(torch.autograd.Function):
-    """Loss and gradients at once: a few targets' scores of all rows are still in the cache then."""
+    """In one process there is no gap: gradients are made at once, some targets at a time."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        interest_TD: Tensor,
-        rows_ND: Tensor,
-        target_row_T: Tensor,
-        block_items: int,
-        first: int,
-        log_weight_N: Tensor | None,
+        ctx: Any, interest_TD: Tensor, rows_ND: Tensor, target_row_T: Tensor, *arguments: Any
     ) -> Tensor:
-        num_targets, num_rows = len(interest_TD), max(len(rows_ND), 1)
-        at_a_time = _CACHED_SCORES // num_rows
-        if at_a_time >= _FEWEST_TARGETS:
-            block_items = num_rows
-        else:
-            at_a_time = max(num_targets, 1)
         loss = interest_TD.new_zeros(())
-        ctx.interest_gradient_TD = torch.empty_like(interest_TD)
-        ctx.rows_gradient_ND = torch.zeros_like(rows_ND, dtype=interest_TD.dtype)
-        for start, end in blocks(0, num_targets, at_a_time):
-            scores = SoftmaxScores(
-                interest_TD[start:end], rows_ND, target_row_T[start:end], block_items, first, log_weight_N
-            )
-            log_sum_exp = scores.maximum_A + scores.total_A.log()
-            loss += (log_sum_exp - scores.target_score_A).sum()
-            ctx.interest_gradient_TD[start:end], _ = scores.gradients(log_sum_exp, ctx.rows_gradient_ND)
+        interest_gradient_TD = torch.empty_like(interest_TD)
+        rows_gradient_ND = torch.zeros_like(rows_ND)
+        for start, end in blocks(0, len(target_row_T), _TARGETS_AT_A_TIME):
+            some = slice(start, end)
+            scores = SoftmaxScores(interest_TD[some], rows_ND, target_row_T[some], *arguments)
+            loss += (scores.log_sum_exp_A - scores.target_score_A).sum()
+            if any(ctx.needs_input_grad):
+                interest_gradient_TD[some], gradient_ND = scores.gradients(scores.log_sum_exp_A)
+                rows_gradient_ND += gradient_ND
+        ctx.save_for_backward(interest_gradient_TD, rows_gradient_ND)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         (scale,) = gradients
-        return ctx.interest_gradient_TD * scale, ctx.rows_gradient_ND * scale, None, None, None, None
+        interest_gradient_TD, rows_gradient_ND = ctx.saved_tensors
+        return interest_gradient_TD * scale, rows_gradient_ND * scale, None, None, None, None
