@@ -135,6 +135,14 @@ class OptimizerSettings:
     gradient_clipping: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the gradient, over the GPT and all tables together (global). None: no limit."""
 
+    def __post_init__(self) -> None:
+        rate = max(self.learning_rate, self.table_learning_rate or 0.0)
+        if rate * self.weight_decay >= 1:
+            raise ValueError(
+                f"weight_decay={self.weight_decay:g} times the learning rate {rate:g} is not below 1: "
+                "a step would take away whole weights"
+            )
+
 
 @dataclass(config=_STRICT)
 class DataSettings:

@@ -49,6 +49,12 @@ def test_an_empty_file_means_the_defaults(tmp_path):
     assert load_train_settings(str(path)) == TrainSettings()
 
 
+def test_decay_of_whole_weights_is_refused():
+    rates = ["pretrain.optimizer.table_learning_rate=0.5", "pretrain.optimizer.weight_decay=2"]
+    with pytest.raises(UserError, match="weight_decay=2 times the learning rate 0.5 is not below 1"):
+        load_train_settings(None, rates)
+
+
 @pytest.mark.parametrize(
     ("override", "nearest"),
     [

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KEPT_BYTES = 64 << 20
+# More than 32 MiB glibc takes from the system anew each time, which costs what computing again costs.
+KEPT_BYTES = 32 << 20
 # Larger blocks leave the cache between the passes over their scores, which halves the speed on a CPU.
 _SCORES_IN_CACHE = 1 << 19
 _TARGETS_AT_A_TIME = 512
@@ -90,6 +91,8 @@ class SoftmaxScores:
         self._log_weight_N = None if log_weight_N is None else log_weight_N.clamp(min=_NEVER)
         self._here = (target_row_A >= 0).nonzero().squeeze(1)
         size = max(min(block_items, _SCORES_IN_CACHE // max(len(interest_AD), 1)), 1)
+        if size % 32 == 0:
+            size -= 16  # strides of a power of two share few sets of the cache: transposed, a quarter slower
         self._blocks = blocks(first, len(rows_ND), size) if len(interest_AD) else []
         self._score_buffer = interest_AD.new_empty(len(interest_AD) * size)
         block_bytes = self._score_buffer.numel() * self._score_buffer.element_size()
@@ -102,22 +105,26 @@ class SoftmaxScores:
         nothing_A = interest_AD.new_full((len(interest_AD),), -torch.inf)
         self.log_sum_exp_A = torch.stack([nothing_A, *self._log_sum_exp_of_block]).logsumexp(0)
 
-    def gradients(self, log_sum_exp_A: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(
+        self, log_sum_exp_A: Tensor, rows_gradient_ND: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Gradients of the sum over targets of the loss, as far as it depends on these rows.
 
         Args:
             log_sum_exp_A: over the rows of all ranks.
+            rows_gradient_ND: what the gradient by rows is added to; zeros if not given.
 
         Returns gradients by interest vectors [A, D] and by rows [N, D], in the type of the former.
         """
         interest_gradient_AD = torch.zeros_like(self._interest_AD)
-        rows_gradient_ND = interest_gradient_AD.new_zeros(self._rows_ND.shape)
+        if rows_gradient_ND is None:
+            rows_gradient_ND = interest_gradient_AD.new_zeros(self._rows_ND.shape)
         for number, (start, end) in enumerate(self._blocks):
             probability_AM = self._probabilities(number)
             share_A1 = (self._log_sum_exp_of_block[number] - log_sum_exp_A).exp_()[:, None]
             block_MD = self._rows_ND[start:end].to(self._interest_AD.dtype)
             interest_gradient_AD.addcmul_(probability_AM @ block_MD, share_A1)
-            torch.mm(probability_AM.T, self._interest_AD * share_A1, out=rows_gradient_ND[start:end])
+            rows_gradient_ND[start:end].addmm_(probability_AM.T, self._interest_AD * share_A1)
         interest_gradient_AD[self._here] -= self._target_AD
         target_rows = self._target_row_A[self._here]
         rows_gradient_ND.index_add_(0, target_rows, self._interest_AD[self._here], alpha=-1)
@@ -168,8 +175,8 @@ class _SoftmaxLoss(torch.autograd.Function):
             scores = SoftmaxScores(interest_TD[some], rows_ND, target_row_T[some], *arguments)
             loss += (scores.log_sum_exp_A - scores.target_score_A).sum()
             if any(ctx.needs_input_grad):
-                interest_gradient_TD[some], gradient_ND = scores.gradients(scores.log_sum_exp_A)
-                rows_gradient_ND += gradient_ND
+                interest_gradient_TD[some], _ = scores.gradients(scores.log_sum_exp_A, rows_gradient_ND)
+            del scores  # or its blocks would stand beside those of the next
         ctx.save_for_backward(interest_gradient_TD, rows_gradient_ND)
         return loss
 

@@ -10,7 +10,6 @@ from recgpt.config import OptimizerSettings
 from recgpt.distributed import table_optimizer
 from recgpt.distributed.sharded_table import ShardedTable
 from recgpt.distributed.table_optimizer import row_optimizer
-from recgpt.errors import UserError
 
 KINDS = ["adam", "adagrad", "sgd"]
 NUM_ROWS, WIDTH = 7, 3
@@ -249,12 +248,6 @@ def test_resumed_from_saved_rows_and_state_equals_uninterrupted(kind, dtype):
     expected = table.rows_in_use()
     torch.manual_seed(30)
     assert torch.equal(resumed_table.rows_in_use(), expected)
-
-
-def test_decay_of_whole_rows_is_refused():
-    settings = OptimizerSettings(learning_rate=0.01, table_learning_rate=0.5, weight_decay=2.0)
-    with pytest.raises(UserError, match="weight_decay=2 times the tables' learning rate 0.5 is not below 1"):
-        row_optimizer("sgd", table_of(random_rows()), settings)
 
 
 # bfloat16 rows: right on average

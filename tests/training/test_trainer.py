@@ -81,6 +81,11 @@ CLIPPED = {
     "clipped-sharded-zero3": clipped(VARIANTS["sharded-zero3"]),
     "clipped-sharded-zero2, in parts": clipped(VARIANTS["sharded-zero2, in parts"]),
 }
+USER_TABLE = SETTINGS["model"] | {"user": {"kind": "table"}}
+PERSONAL = {
+    "user table": VARIANTS["sharded-zero1"] | {"model": USER_TABLE},
+    "user table, zero3": VARIANTS["zero3"] | {"model": USER_TABLE},
+}
 DRAWN = {
     "sampled": {
         "loss": {"kind": "sampled", "negatives": 16},
@@ -124,7 +129,7 @@ def train_here(dataset_url: str, run: str, overrides: dict, stop_after: int | No
 
 
 def train_variants(dataset_url: str, folder: str) -> None:
-    for name, overrides in (VARIANTS | CLIPPED).items():
+    for name, overrides in (VARIANTS | CLIPPED | PERSONAL).items():
         train_here(dataset_url, f"{folder}/{name}-{collectives.world_size()}", overrides)
 
 
@@ -137,8 +142,11 @@ def losses_of(run: str) -> list[float]:
 
 
 def exported(run: str) -> dict[str, torch.Tensor]:
-    tensors = safetensors.torch.load_file(f"{run}/model/gpt.safetensors")
-    return tensors | safetensors.torch.load_file(f"{run}/model/item_table-00000.safetensors")
+    return {
+        f"{file.name}: {key}": tensor
+        for file in sorted(Path(run, "model").glob("*.safetensors"))
+        for key, tensor in safetensors.torch.load_file(file).items()
+    }
 
 
 @pytest.mark.distributed
@@ -155,6 +163,7 @@ def test_workers_stages_and_placements_give_the_same_losses(dataset, run_ranks, 
     changes = [abs(one / other - 1) for one, other in zip(expected_clipped, expected, strict=True)]
     assert max(changes) > 100 * LOSS_TOLERANCE, "the limit was felt"
     assert_same_losses(tmp_path, CLIPPED, expected_clipped)
+    assert_same_losses(tmp_path, PERSONAL, losses_of(f"{tmp_path}/user table-1"))
 
 
 def assert_same_losses(folder, variants, expected):
@@ -166,14 +175,18 @@ def assert_same_losses(folder, variants, expected):
             )
 
 
-RESUMED = ("zero1", "sharded-zero3", *DRAWN)
+RESUMED = (
+    {name: VARIANTS[name] for name in ("zero1", "sharded-zero3")}
+    | DRAWN
+    | {"user table": PERSONAL["user table"]}
+)
 
 
 def resume_variants(dataset_url: str, folder: str) -> None:
     """Break off in the middle of an epoch of each stage, and go on; with dropout."""
-    for name in RESUMED:
-        overrides = (VARIANTS | DRAWN)[name] | {
-            "model": SETTINGS["model"] | {"dropout": 0.3},
+    for name, variant in RESUMED.items():
+        overrides = variant | {
+            "model": variant.get("model", SETTINGS["model"]) | {"dropout": 0.3},
             "checkpoint_every_steps": 4,
             "keep_checkpoints": 1,
         }
