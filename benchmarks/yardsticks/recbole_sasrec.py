@@ -4,6 +4,7 @@ Runs in an environment of its own, which has RecBole and knows nothing of RecGPT
 """
 
 import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def measure(
     """
     warnings.filterwarnings("ignore")
     logging.disable()
+    os.chdir(folder)  # its trainer leaves a log where the process stands
     _write_interactions(Path(log), Path(folder) / "log" / "log.inter")
     config = Config(
         model=SASRec,
