@@ -21,7 +21,9 @@ def main() -> None:
     specification.loader.exec_module(module)
     getattr(module, function)(*json.loads(arguments))
     dist.barrier()
-    dist.destroy_process_group()
+    # The work is done; while the interpreter winds down, a thread of gloo can still abort the process.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
