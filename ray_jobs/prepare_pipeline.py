@@ -1,172 +1,205 @@
-"""The Ray pipeline of `recgpt prepare`: Ray Data reads the logs, tasks build the histories of each part."""
+"""The Ray pipeline of `recgpt prepare`, from the divided log to the dataset.
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+What is large stays in Ray's object store, which puts on disk what does not fit into its memory, and hands it
+to whichever machine needs it; here are references and counts.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
-import ray.data
 
+from ray_jobs.prepare_reading import DividedLog
 from recgpt.data import preparation
-from recgpt.data.dataset import DatasetManifest, history_columns
-from recgpt.data.formats import interaction_schema, read_source
+from recgpt.data.dataset import HistoryFile, history_columns
 from recgpt.data.histories import time_quantile
-from recgpt.data.interactions import final_type, type_as_read
-from recgpt.data.sources import Source
-from recgpt.data.vocabulary import Vocabulary, vocabulary_order
+from recgpt.data.interactions import Wanted
+from recgpt.data.preparation import BuiltPart, PartFiles, PrepareSettings, WrittenFile
+from recgpt.data.summary import DataSummary, summarise
+from recgpt.data.vocabulary import Vocabulary, grown_order
 from recgpt.errors import UserError
 from recgpt.progress import progress_bar
-from recgpt.schema import DATASET_SCHEMA_VERSION, ITEM_ID, USER_ID
 
-Counts: TypeAlias = npt.NDArray[np.int64]  # interactions of each item, [num_items]
+Counts: TypeAlias = npt.NDArray[np.int64]  # interactions of each item, [items]
 
-# Of interactions as read. The number of parts follows from the log alone, so that the same log gives
+# Of clean interactions. The number of parts follows from the log alone, so that the same log gives
 # the same files on any cluster; a part has to fit into the memory of one task several times.
 INTERACTIONS_PER_PART = 2_000_000
 
+OLD_SHARE = 0.9  # of interactions; the report says how many of the others are with items not seen before
 
-class Preparation:
-    """The steps of one run. What is large stays in Ray's object store; here are references and counts."""
 
-    def __init__(self, sources: list[Source], settings: dict[str, Any], folder: str):
-        self.sources = sources
+class Prepared(NamedTuple):
+    """What was written."""
+
+    vocabulary: Vocabulary
+    files: list[HistoryFile]
+    time_quantiles: dict[str, int]
+    dropped: Counter[str]
+    summary: DataSummary
+
+
+class Catalogue(NamedTuple):
+    """The items of all buckets. Places are those of the vocabulary before rare items are removed."""
+
+    item_ids: pa.Array
+    places: list[npt.NDArray[np.int64]]
+    """For each bucket, the places of its items."""
+    num_known: int
+    """The first items stay, however rare: another dataset has them already."""
+
+    def gather(self, of_buckets: Sequence[Counts], start: int, combine: np.ufunc) -> Counts:
+        """One number per item from those of the buckets."""
+        result = np.full(len(self.item_ids), start, np.int64)
+        for places, numbers in zip(self.places, of_buckets, strict=True):
+            result[places] = combine(result[places], numbers)
+        return result
+
+
+def num_buckets(approximate_rows: int) -> int:
+    """Into how many buckets a log is divided while its exact size is not known."""
+    return _power_of_two(approximate_rows / INTERACTIONS_PER_PART)
+
+
+def _power_of_two(least: float) -> int:
+    """The smallest one that is not below ``least``: the bounds of 2 n ranges include those of n."""
+    power = 1
+    while power < least:
+        power *= 2
+    return power
+
+
+class HistoryBuilder:
+    """Builds the histories of a divided log, filters them, and writes them into a dataset folder."""
+
+    def __init__(
+        self, log: DividedLog, wanted: Wanted, settings: PrepareSettings, folder: str, has_timestamps: bool
+    ):
+        self.wanted = wanted
         self.settings = settings
         self.folder = folder
-        self.has_timestamps = all(source.time_type != "position" for source in sources)
-        self.dropped: dict[str, int] = {}
+        self.has_timestamps = has_timestamps
+        self.dropped = Counter(log.dropped)
+        self.num_interactions = log.num_rows - log.dropped.total()
+        self.num_files = _power_of_two(self.num_interactions / INTERACTIONS_PER_PART)
+        # The estimate may have been too high: buckets that are small are joined.
+        joined = max(1, len(log.buckets) // self.num_files)
+        self.buckets = [
+            [piece for bucket in log.buckets[first : first + joined] for piece in bucket]
+            for first in range(0, len(log.buckets), joined)
+        ]
 
-    def run(self) -> DatasetManifest:
-        blocks, num_interactions = self._read()
-        self._check_not_empty(num_interactions, "the log holds no interaction")
-        num_parts = -(-num_interactions // INTERACTIONS_PER_PART)
-        with progress_bar("prepare: histories", 2 * len(blocks) + 3 * num_parts, "task") as self.bar:
-            schema = self._decide_types(blocks)
-            pieces = self._divide(blocks, schema, num_parts)
-            del blocks  # the object store frees what nothing refers to
-            self._check_not_empty(
-                num_interactions - self.dropped["missing_values"], "every row lacks a value"
+    def run(self, known_items: pa.Array | None) -> Prepared:
+        """Do it all. Items of ``known_items`` come first in the vocabulary, in their order.
+
+        Raises ``UserError`` if filtering leaves nothing.
+        """
+        with progress_bar("prepare: histories", 2 * len(self.buckets), "task") as self.bar:
+            built, histories = self._build()
+            catalogue = self._number_items([part.item_ids for part in built], known_items)
+            first_times = catalogue.gather(
+                [part.first_times for part in built], np.iinfo(np.int64).max, np.minimum
             )
-            parts, item_ids, counts = self._build(pieces)
-            del pieces
-            parts, counts = self._remove_rare(parts, counts)
-            num_left = int(counts.sum())
-            self.dropped["rare_users_or_items"] = num_interactions - sum(self.dropped.values()) - num_left
-            self._check_not_empty(
-                num_left,
-                "no user is left after filtering; lower --min-user-interactions or --min-item-interactions",
-            )
-            return self._write(parts, item_ids, counts, schema)
+            late_from = time_quantile([part.times for part in built], OLD_SHARE)
+            counts = catalogue.gather([part.counts for part in built], 0, np.add)
+            del built
+            counts, histories = self._remove_rare(catalogue, counts, histories)
+            left = int(counts.sum())
+            self.dropped["rare_users_or_items"] = self.num_interactions - left - self._dropped_by_building
+            if not left:
+                raise UserError(
+                    "no user is left after filtering; lower --min-user-interactions or "
+                    "--min-item-interactions"
+                )
+            return self._write(catalogue, counts, histories, late_from, first_times >= late_from)
 
-    def _check_not_empty(self, num_interactions: int, problem: str) -> None:
-        if num_interactions == 0:
-            others = len(self.sources) - 1
-            more = f" and {others} more file{'s' * (others > 1)}" if others else ""
-            raise UserError(f"{self.sources[0].url}{more}: {problem}")
-
-    def _read(self) -> tuple[list[Any], int]:
-        """References to blocks of interactions as read, and the number of interactions."""
-        sources = self.sources
-        schema = interaction_schema(
-            type_as_read(source.user_type for source in sources),
-            type_as_read(source.item_type for source in sources),
+    def _build(self) -> tuple[list[BuiltPart], list[Any]]:
+        """What is known of each bucket's histories, and references to them."""
+        results = self._run(
+            preparation.build,
+            [(self.settings, self.has_timestamps, *pieces) for pieces in self.buckets],
         )
+        self.buckets = []  # the object store frees what nothing refers to
+        by_building: Counter[str] = Counter()
+        for part, _ in results:
+            by_building.update(part.dropped)
+        self.dropped.update(by_building)
+        self._dropped_by_building = by_building.total()
+        return [part for part, _ in results], [histories for _, histories in results]
 
-        def read(numbers: pa.Table) -> Iterator[pa.Table]:
-            for number in numbers["id"].to_pylist():
-                yield from read_source(sources[number], schema)
+    def _number_items(self, of_buckets: list[pa.Array], known_items: pa.Array | None) -> Catalogue:
+        known = of_buckets[0][:0] if known_items is None else known_items
+        encoded = pa.chunked_array([known, *of_buckets]).combine_chunks().dictionary_encode()
+        order = grown_order(encoded.dictionary, len(known))
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        all_places = place[encoded.indices.to_numpy(zero_copy_only=False)]
+        ends = np.cumsum([len(ids) for ids in of_buckets])
+        places = np.split(all_places[len(known) :], ends[:-1])
+        item_ids = encoded.dictionary.take(pa.array(order))
+        return Catalogue(item_ids, places, len(known))
 
-        files = ray.data.range(len(sources), override_num_blocks=len(sources))
-        blocks = files.map_batches(read, batch_size=None, batch_format="pyarrow")
-        references: list[Any] = []
-        total = 0
-        expected = sum(source.approximate_rows for source in sources)
-        with progress_bar("prepare: read", expected, "interaction") as bar:
-            for bundle in blocks.iter_internal_ref_bundles():
-                references += bundle.block_refs
-                total += bundle.num_rows()
-                bar.update(bundle.num_rows())
-        return references, total
-
-    def _decide_types(self, blocks: list[Any]) -> pa.Schema:
-        """The types of the ids in the dataset, over all files together."""
-        user_types = [source.user_type for source in self.sources]
-        item_types = [source.item_type for source in self.sources]
-        undecided = blocks if "text" in {*user_types, *item_types} else []
-        surveys = [survey for survey, *_ in self._run(preparation.survey, [(block,) for block in undecided])]
-        return interaction_schema(
-            final_type(user_types, all(users for users, _ in surveys)),
-            final_type(item_types, all(items for _, items in surveys)),
-        )
-
-    def _divide(self, blocks: list[Any], schema: pa.Schema, num_parts: int) -> list[list[Any]]:
-        """References to the pieces of each part: one piece per block."""
-        rows = self._run(preparation.divide, [(block, schema, num_parts) for block in blocks], 1 + num_parts)
-        self.dropped["missing_values"] = sum(missing for missing, *_ in rows)
-        return [list(pieces) for pieces in zip(*(pieces for _, *pieces in rows), strict=True)]
-
-    def _build(self, pieces: list[list[Any]]) -> tuple[list[Any], pa.Array, Counts]:
-        """References to the histories of each part; all item ids in vocabulary order; their interactions."""
-        built = self._run(preparation.build, [(self.has_timestamps, *of_part) for of_part in pieces], 3)
-        self.dropped["duplicates"] = sum(duplicates for duplicates, *_ in built)
-        item_ids = vocabulary_order(pc.unique(pa.chunked_array([ray.get(ids) for _, ids, _ in built])))
-        shared = ray.put(item_ids)
-        min_user = self.settings["min_user_interactions"]
-        numbered = self._run(
-            preparation.number_items, [(ids, part, shared, min_user) for _, ids, part in built], 2
-        )
-        return [part for _, part in numbered], item_ids, sum(counts for counts, _ in numbered)
-
-    def _remove_rare(self, parts: list[Any], counts: Counts) -> tuple[list[Any], Counts]:
+    def _remove_rare(
+        self, catalogue: Catalogue, counts: Counts, histories: list[Any]
+    ) -> tuple[Counts, list[Any]]:
         """Remove rare items, then users who became rare by that, and so on until none is left."""
-        while (rare := (counts > 0) & (counts < self.settings["min_item_interactions"])).any():
-            removed = ray.put(rare)
-            self.bar.total += len(parts)
-            min_user = self.settings["min_user_interactions"]
-            filtered = self._run(preparation.remove_items, [(part, removed, min_user) for part in parts], 2)
-            parts, counts = [part for _, part in filtered], sum(counts for counts, _ in filtered)
-        return parts, counts
+        while True:
+            rare = (counts > 0) & (counts < self.settings.min_item_interactions)
+            rare[: catalogue.num_known] = False
+            if not rare.any():
+                return counts, histories
+            self.bar.total += len(histories)
+            minimum = self.settings.min_user_interactions
+            filtered = self._run(
+                preparation.remove_items,
+                [
+                    (part, rare[places], minimum)
+                    for part, places in zip(histories, catalogue.places, strict=True)
+                ],
+            )
+            counts = catalogue.gather([of_bucket for of_bucket, _ in filtered], 0, np.add)
+            histories = [part for _, part in filtered]
 
     def _write(
-        self, parts: list[Any], item_ids: pa.Array, counts: Counts, schema: pa.Schema
-    ) -> DatasetManifest:
-        """Write vocabulary and part files, and give the manifest that describes them."""
+        self,
+        catalogue: Catalogue,
+        counts: Counts,
+        histories: list[Any],
+        late_from: int,
+        is_new: npt.NDArray[np.bool_],
+    ) -> Prepared:
+        """Write vocabulary and part files."""
         left = counts > 0
-        vocabulary = Vocabulary(item_ids.filter(pa.array(left)), counts[left])
+        left[: catalogue.num_known] = True
+        vocabulary = Vocabulary(catalogue.item_ids.filter(pa.array(left)), counts[left])
         vocabulary.save(self.folder)
-        new_index = ray.put(np.concatenate([[0], np.where(left, np.cumsum(left), 0)]).astype(np.int32))
+        index = np.where(left, np.cumsum(left), 0)
+        padding = [0]
+        is_new_by_index = ray.put(np.concatenate([padding, is_new[left]]).astype(np.bool_))
         columns = history_columns(self.has_timestamps)
-        written = self._run(
-            preparation.write_part,
-            [(part, new_index, columns, self.folder, n) for n, part in enumerate(parts)],
-        )
-        files = [file for ((file, _),) in written if file.rows]
-        times = [summary for ((_, summary),) in written]
-        quantiles = {str(share): time_quantile(times, share) for share in (0.8, 0.9)}
-        units = {"number": "unstated", "instant": "microseconds", "position": None}
-        return DatasetManifest(
-            schema_version=DATASET_SCHEMA_VERSION,
-            num_users=sum(file.rows for file in files),
-            num_items=vocabulary.num_items,
-            num_interactions=int(counts.sum()),
-            has_timestamps=self.has_timestamps,
-            time_unit=units[self.sources[0].time_type],
-            user_id_type=str(schema.field(USER_ID).type),
-            item_id_type=str(schema.field(ITEM_ID).type),
-            vocabulary_fingerprint=vocabulary.fingerprint,
-            time_quantiles=quantiles if self.has_timestamps else None,
-            sources=[
-                {"path": source.url, "format": source.format, "bytes": source.size} for source in self.sources
-            ],
-            settings=self.settings,
-            dropped=self.dropped,
-            files=files,
+        files_each = self.num_files // len(histories)
+        arguments = []
+        for number, (part, places) in enumerate(zip(histories, catalogue.places, strict=True)):
+            files = PartFiles(self.folder, columns, number * files_each, files_each, self.num_files)
+            new_index = np.concatenate([padding, index[places]]).astype(np.int32)
+            arguments.append((part, new_index, files, self.wanted.time_unit, late_from, is_new_by_index))
+        results = self._run(preparation.write_parts, arguments, num_returns=1)
+        written: list[WrittenFile] = [file for ((files_of_bucket, _),) in results for file in files_of_bucket]
+        times = [file.times for file in written]
+        return Prepared(
+            vocabulary,
+            [file.file for file in written],
+            {str(share): time_quantile(times, share) for share in (0.8, 0.9)},
+            self.dropped,
+            summarise([summary for ((_, summary),) in results], vocabulary.counts, self.has_timestamps),
         )
 
     def _run(
-        self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], num_returns: int = 1
+        self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], num_returns: int = 2
     ) -> list[tuple[Any, ...]]:
         """Run one Ray task for each tuple of arguments; each result is (first value, reference, ...)."""
         task = ray.remote(function).options(num_returns=num_returns)

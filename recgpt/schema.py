@@ -33,6 +33,8 @@ CANDIDATES_SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"  # written last: a folder without it is not finished
 VOCABULARY_FILE = "vocabulary.parquet"
 HISTORIES_FOLDER = "histories"
+QUARANTINE_FOLDER = "quarantine"
+REPORT_FILE = "report.html"
 # Beside candidates: readers of Parquet folders skip names that begin with an underscore.
 CANDIDATES_MANIFEST_FILE = "_manifest.json"
 SUCCESS_FILE = "_SUCCESS"  # written last of all

@@ -1,6 +1,6 @@
 """A prepared dataset: its manifest, its vocabulary and its histories, read by row group."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -31,6 +31,27 @@ class HistoryFile:
 
 
 @dataclass(frozen=True)
+class BadFile:
+    """An input file that could not be read; nothing of it is in the dataset."""
+
+    path: str
+    reason: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A dataset that this one was appended to, directly or through others."""
+
+    url: str
+    dataset_fingerprint: str
+    vocabulary_fingerprint: str
+    num_items: int
+    """Its items are the first ones of this dataset's vocabulary, with the same indices."""
+    num_interactions: int
+
+
+@dataclass(frozen=True)
 class DatasetManifest:
     """What ``recgpt prepare`` says about the dataset it wrote; written last."""
 
@@ -54,6 +75,10 @@ class DatasetManifest:
     dropped: dict[str, int]
     """Interactions that were left out, by reason."""
     files: list[HistoryFile]
+    bad_files: list[BadFile] = field(default_factory=list)
+    """Input files that could not be read."""
+    lineage: list[Ancestor] = field(default_factory=list)
+    """What this dataset was appended to, the oldest first; empty for a log of its own."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +138,18 @@ class HistoryDataset:
     def fingerprint(self) -> str:
         """SHA-256 of the manifest, which names the checksum of every file of histories."""
         return storage.checksum(storage.join(self.url, MANIFEST_FILE))
+
+    def lineage(self) -> list[Ancestor]:
+        """What a dataset that is appended to this one descends from, this one last."""
+        manifest = self.manifest
+        this = Ancestor(
+            self.url,
+            self.fingerprint,
+            manifest.vocabulary_fingerprint,
+            manifest.num_items,
+            manifest.num_interactions,
+        )
+        return [*manifest.lineage, this]
 
     @property
     def num_users(self) -> int:

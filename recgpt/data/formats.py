@@ -1,131 +1,170 @@
-"""Readers: each turns one file of a log into interactions, a bounded piece at a time.
+"""Readers: each turns one file of a log into batches of its columns, a bounded piece at a time.
 
-An interaction table has the columns user_id and item_id (int64 or string), and timestamp (int64).
-Nulls are left in; cleaning is another step.
+Values are as the file holds them: of text files binary, of Parquet files whatever type the column has.
+Nulls and broken values are left in; cleaning is another step.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from recgpt import storage
-from recgpt.data.sources import Source
-from recgpt.errors import UserError
-from recgpt.schema import ITEM_ID, TIMESTAMP, USER_ID
+from recgpt.data.arrow import combine, list_arrays
+from recgpt.data.dataset import history_columns
+from recgpt.data.sources import Source, UnreadableFile, open_file
+from recgpt.schema import ITEM_INDICES, TIMESTAMPS, USER_ID
 
 _BYTES_AT_ONCE = 1 << 25  # of a text file
 _ROWS_AT_ONCE = 1 << 20  # of a Parquet file
 
 
-def interaction_schema(user_type: pa.DataType, item_type: pa.DataType) -> pa.Schema:
-    return pa.schema([(USER_ID, user_type), (ITEM_ID, item_type), (TIMESTAMP, pa.int64())])
+@dataclass
+class RawBatch:
+    """Some rows of a file."""
+
+    user: pa.Array
+    item: pa.Array
+    time: pa.Array
+    row: npt.NDArray[np.int64]
+    """Place of each row in the file, from 1: lines without the header, or rows of Parquet."""
+    event: pa.Array | None = None
+    broken: list[tuple[int, str, str]] = field(default_factory=list)
+    """Rows that could not be divided into columns: (row, reason, content)."""
 
 
-def read_source(source: Source, schema: pa.Schema) -> Iterator[pa.Table]:
-    """The interactions of a file in the given ``interaction_schema``, at least one table, if empty.
+def read_batches(
+    source: Source, row_groups: Sequence[int] | None = None, item_ids: pa.Array | None = None
+) -> Iterator[RawBatch]:
+    """The rows of a file, or of some row groups of a Parquet file.
 
-    Times that are instants become microseconds since 1970 (UTC where no zone is given); fractions
-    of plain numbers are cut off downward. In `sequences` the time is the position in the line.
-    Raises ``UserError`` if the file cannot be read.
+    In `sequences` the time is the position in the line; a line with a user alone gives one row without
+    an item. A file of the format `dataset` is a part of a prepared dataset whose items ``item_ids`` are.
+    Raises ``UnreadableFile`` if the file cannot be read to its end.
     """
-    readers = {"parquet": _read_parquet, "csv": _read_text_table, "recbole": _read_text_table}
-    filesystem, path = storage.filesystem_and_path(source.url)
+    readers = {"csv": _read_text_table, "recbole": _read_text_table, "sequences": _read_sequences}
     try:
-        with filesystem.open(path, "rb") as file:
-            for table in readers.get(source.format, _read_sequences)(file, source):
-                yield table.cast(schema)
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        with open_file(source.url, source.compressed) as file:
+            if source.format == "parquet":
+                yield from _read_parquet(file, source, row_groups)
+            elif source.format == "dataset":
+                assert item_ids is not None
+                yield from _read_histories(file, row_groups, item_ids)
+            else:
+                yield from readers[source.format](file, source)
+    except (pa.ArrowException, UnicodeDecodeError, OSError, EOFError) as error:
         message = " ".join(str(error).split())
-        raise UserError(f"{source.url}: cannot be read as {source.format}: {message}") from None
-    yield schema.empty_table()
+        raise UnreadableFile(f"cannot be read as {source.format}: {message}") from None
 
 
-def _read_parquet(file: Any, source: Source) -> Iterator[pa.Table]:
-    names = source.columns
-    assert names is not None
+def _read_parquet(file: IO[bytes], source: Source, row_groups: Sequence[int] | None) -> Iterator[RawBatch]:
     parquet = pq.ParquetFile(file)
-    for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=[names.user, names.item, names.time]):
-        yield _interactions(batch, source)
+    chosen = range(parquet.num_row_groups) if row_groups is None else row_groups
+    first = 1 + sum(parquet.metadata.row_group(group).num_rows for group in range(min(chosen, default=0)))
+    assert source.columns is not None
+    columns = [name for name in source.columns.wanted() if name not in source.partitions]
+    for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=list(chosen), columns=columns):
+        yield _columns(batch, source, np.arange(first, first + len(batch)))
+        first += len(batch)
 
 
-def _read_text_table(file: Any, source: Source) -> Iterator[pa.Table]:
-    names = source.columns
-    assert names is not None
-    columns = [names.user, names.item, names.time]
+def _read_text_table(file: IO[bytes], source: Source) -> Iterator[RawBatch]:
+    assert source.columns is not None
+    columns = [name for name in source.columns.wanted() if name not in source.partitions]
+    broken: list[tuple[int, str, str]] = []
+
+    def skip(row: pyarrow.csv.InvalidRow) -> str:
+        reason = f"{row.expected_columns} fields expected, found {row.actual_columns}"
+        broken.append((row.number - 1, reason, row.text))
+        return "skip"
+
     batches = pyarrow.csv.open_csv(
         file,
-        read_options=pyarrow.csv.ReadOptions(block_size=_BYTES_AT_ONCE),
+        # Rows have numbers only if one thread reads.
+        read_options=pyarrow.csv.ReadOptions(block_size=_BYTES_AT_ONCE, use_threads=False),
         parse_options=pyarrow.csv.ParseOptions(
-            delimiter=source.delimiter, quote_char='"' if source.format == "csv" else False
+            delimiter=source.delimiter,
+            quote_char='"' if source.format == "csv" else False,
+            invalid_row_handler=skip,
         ),
         convert_options=pyarrow.csv.ConvertOptions(
             include_columns=columns,
-            column_types=dict.fromkeys(columns, pa.string()),
+            # A byte that is not UTF-8 spoils its row and not the file.
+            column_types=dict.fromkeys(columns, pa.binary()),
             null_values=[""],
             strings_can_be_null=True,
         ),
     )
+    next_row, reported = 1, 0
     for batch in batches:
-        yield _interactions(batch, source)
+        # The reader may be ahead: some of the rows skipped so far stand behind this batch.
+        skipped = np.array([row for row, _, _ in broken], np.int64)
+        rows = np.setdiff1d(np.arange(next_row, next_row + len(batch) + len(skipped)), skipped)[: len(batch)]
+        yield _columns(batch, source, rows, broken[reported:])
+        next_row, reported = int(rows[-1]) + 1 if len(rows) else next_row, len(broken)
+    if reported < len(broken):
+        nothing = pa.nulls(0, pa.string())
+        yield RawBatch(nothing, nothing, nothing, np.empty(0, np.int64), None, broken[reported:])
 
 
-def _interactions(batch: pa.RecordBatch, source: Source) -> pa.Table:
+def _columns(
+    batch: pa.RecordBatch,
+    source: Source,
+    rows: npt.NDArray[np.int64],
+    broken: list[tuple[int, str, str]] | None = None,
+) -> RawBatch:
+    def column(name: str) -> pa.Array:
+        if name in source.partitions:
+            return pa.repeat(pa.scalar(source.partitions[name], pa.string()), len(batch))
+        values = batch[name]
+        return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+
     names = source.columns
     assert names is not None
-    user, item = (_plain_ids(batch[name]) for name in (names.user, names.item))
-    times = batch[names.time]
-    return pa.table({USER_ID: user, ITEM_ID: item, TIMESTAMP: _integer_times(times, source.time_type)})
+    event = None if names.event is None else column(names.event)
+    return RawBatch(column(names.user), column(names.item), column(names.time), rows, event, broken or [])
 
 
-def _plain_ids(ids: pa.Array) -> pa.Array:
-    return ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
+def _read_histories(
+    file: IO[bytes], row_groups: Sequence[int] | None, item_ids: pa.Array
+) -> Iterator[RawBatch]:
+    parquet = pq.ParquetFile(file)
+    columns = history_columns(has_timestamps=True)
+    for group in range(parquet.num_row_groups) if row_groups is None else row_groups:
+        table = parquet.read_row_group(group, columns=columns)
+        items, offsets = list_arrays(table[ITEM_INDICES])
+        times, _ = list_arrays(table[TIMESTAMPS])
+        users = combine(table[USER_ID]).take(pa.array(np.repeat(np.arange(len(table)), np.diff(offsets))))
+        yield RawBatch(
+            users, item_ids.take(pa.array(items - 1)), pa.array(times), np.arange(1, len(items) + 1)
+        )
 
 
-def _integer_times(times: pa.Array, kind: str) -> pa.Array:
-    """int64 [n], from integers, floats, timestamps, dates, or text that holds one of these."""
-    if kind == "instant":
-        if pa.types.is_string(times.type):
-            times = times.cast(pa.timestamp("us", _zone_of(times)))
-        # Coarser units are exact in microseconds; of nanoseconds the last three digits are cut off.
-        return pc.cast(times, pa.timestamp("us"), safe=False).cast(pa.int64())
-    if pa.types.is_integer(times.type):
-        return times.cast(pa.int64())
-    if pa.types.is_string(times.type):
-        try:
-            return times.cast(pa.int64())
-        except pa.ArrowInvalid:
-            times = times.cast(pa.float64())
-    return pc.floor(pc.if_else(pc.is_nan(times), None, times)).cast(pa.int64())
-
-
-def _zone_of(times: pa.Array) -> str | None:
-    """UTC if the first instant names a zone (``Z`` or ``+01:00``): Arrow wants all of them to, or none."""
-    zoned = pc.match_substring_regex(times.drop_null()[:1], r"(Z|[+-]\d\d(:?\d\d)?)$")
-    with_time = pc.match_substring(times.drop_null()[:1], ":")
-    return "UTC" if pc.any(pc.and_(zoned, with_time)).as_py() else None
-
-
-def _read_sequences(file: Any, source: Source) -> Iterator[pa.Table]:
-    rest = b"\n"  # takes the place of the newline that ends the line before
+def _read_sequences(file: IO[bytes], source: Source) -> Iterator[RawBatch]:
+    rest, lines = b"\n", 0  # a newline takes the place of the one that ends the line before
     while block := file.read(_BYTES_AT_ONCE):
         complete, newline, tail = block.rpartition(b"\n")
         if newline:
-            yield _parse_sequences((rest + complete).decode("utf-8").lstrip("\ufeff\n"))
-            rest = tail
+            yield _parse_sequences(rest + complete, lines)
+            lines += (rest + complete).count(b"\n")
+            rest = b"\n" + tail
         else:
             rest += block
-    yield _parse_sequences(rest.decode("utf-8").lstrip("\ufeff\n"))
+    yield _parse_sequences(rest, lines)
 
 
-def _parse_sequences(text: str) -> pa.Table:
-    """Interactions of whole lines. A line with a user alone gives one interaction without an item."""
+def _parse_sequences(block: bytes, lines_before: int) -> RawBatch:
+    """Whole lines, each with its newline in front."""
+    text = block[1:].decode("utf-8").removeprefix("\ufeff")
     lines = pc.ascii_trim_whitespace(pc.split_pattern(pa.array([text], pa.large_string()), "\n").values)
-    tokens = pc.ascii_split_whitespace(lines.filter(pc.not_equal(lines, "")))
+    filled = pc.not_equal(lines, "")
+    line_number = np.flatnonzero(filled.to_numpy(zero_copy_only=False)) + lines_before + 1
+    tokens = pc.ascii_split_whitespace(lines.filter(filled))
     offsets = tokens.offsets.to_numpy().astype(np.int64)
     items_per_line = np.diff(offsets) - 1
     rows_per_line = np.maximum(items_per_line, 1)
@@ -135,4 +174,4 @@ def _parse_sequences(text: str) -> pa.Table:
     alone = np.repeat(items_per_line == 0, rows_per_line)
     users = tokens.values.take(pa.array(user_at))
     items = tokens.values.take(pa.array(user_at + 1 + place, mask=alone))
-    return pa.table({USER_ID: users, ITEM_ID: items, TIMESTAMP: place})
+    return RawBatch(users, items, pa.array(place), np.repeat(line_number, rows_per_line))

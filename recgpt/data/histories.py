@@ -18,7 +18,11 @@ from recgpt.errors import UserError
 from recgpt.schema import ITEM_ID, ITEM_INDICES, TIMESTAMP, TIMESTAMPS, USER_HASH, USER_ID
 
 USERS_PER_ROW_GROUP = 8192
+DUPLICATES = "duplicates"
+REPEATS = "repeats"
+OVER_MAX_HISTORY = "over_max_history"
 _SUMMARY_VALUES = 65_536
+_KEY_BITS = 63
 
 
 class PartHistories(NamedTuple):
@@ -27,14 +31,17 @@ class PartHistories(NamedTuple):
     histories: pa.Table
     item_ids: pa.Array
     """The items that occur, ascending: item index i is the one at position i - 1."""
-    duplicates: int
-    """Interactions left out because user, item and time are those of another."""
+    dropped: dict[str, int]
+    """Interactions left out, by reason."""
 
 
-def build_histories(interactions: pa.Table) -> PartHistories:
+def build_histories(
+    interactions: pa.Table, collapse_repeats: bool = False, max_history: int | None = None
+) -> PartHistories:
     """Group interactions by user and sort them by time; at equal times, by item id.
 
-    The order of the rows does not matter. Exact duplicates are kept once.
+    The order of the rows does not matter. Exact duplicates are kept once; with ``collapse_repeats``, an item
+    that comes several times in a row is kept the first time; of what is left, the newest ``max_history``.
     """
     user_codes, users = _codes(interactions[USER_ID])
     hashes = stable_hash(users)
@@ -42,24 +49,59 @@ def build_histories(interactions: pa.Table) -> PartHistories:
     user_order = pc.sort_indices(user_table, [(USER_HASH, "ascending"), (USER_ID, "ascending")]).to_numpy()
     item_codes, items = _codes(interactions[ITEM_ID])
     item_order = pc.sort_indices(items).to_numpy()
-    user = _ranks(user_order)[user_codes]
-    item = _ranks(item_order)[item_codes]
-    time = combine(interactions[TIMESTAMP]).to_numpy()
-
-    order = np.lexsort((item, time, user))
-    user, item, time = user[order], item[order], time[order]
-    first = np.ones(len(user), np.bool_)
-    first[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1]) | (time[1:] != time[:-1])
-    offsets = offsets_of(np.bincount(user[first], minlength=len(users)))
+    user, time, item = _sorted(
+        _ranks(user_order)[user_codes],
+        combine(interactions[TIMESTAMP]).to_numpy(),
+        _ranks(item_order)[item_codes],
+    )
+    dropped = {}
+    same_item = (user[1:] == user[:-1]) & (item[1:] == item[:-1])
+    kept = np.ones(len(user), np.bool_)
+    kept[1:] = ~(same_item & (time[1:] == time[:-1]))
+    dropped[DUPLICATES] = int(len(kept) - kept.sum())
+    if collapse_repeats:
+        kept[1:] &= ~same_item
+        dropped[REPEATS] = int(len(kept) - kept.sum()) - dropped[DUPLICATES]
+    user, time, item = user[kept], time[kept], item[kept]
+    if max_history is not None:
+        ends = np.cumsum(np.bincount(user, minlength=len(users)))
+        newest = ends[user] - np.arange(len(user)) <= max_history
+        dropped[OVER_MAX_HISTORY] = int(len(newest) - newest.sum())
+        user, time, item = user[newest], time[newest], item[newest]
+    offsets = offsets_of(np.bincount(user, minlength=len(users)))
     histories = pa.table(
         {
             USER_ID: users.take(pa.array(user_order)),
             USER_HASH: hashes[user_order],
-            ITEM_INDICES: make_lists(item[first] + np.int32(1), offsets),
-            TIMESTAMPS: make_lists(time[first], offsets),
+            ITEM_INDICES: make_lists(item.astype(np.int32) + np.int32(1), offsets),
+            TIMESTAMPS: make_lists(time, offsets),
         }
     )
-    return PartHistories(histories, items.take(pa.array(item_order)), int(len(first) - first.sum()))
+    return PartHistories(histories, items.take(pa.array(item_order)), dropped)
+
+
+def _sorted(
+    user: npt.NDArray[np.int32], time: npt.NDArray[np.int64], item: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+    """The three columns in the order of (user, time, item)."""
+    if len(user) == 0:
+        return user, time, item
+    earliest = int(time.min())
+    user_bits, time_bits, item_bits = (
+        int(greatest).bit_length() for greatest in (user.max(), int(time.max()) - earliest, item.max())
+    )
+    if user_bits + time_bits + item_bits > _KEY_BITS:
+        order = np.lexsort((item, time, user))
+        return user[order], time[order], item[order]
+    # Sorting one number per row, instead of an order over three columns, takes a tenth of the time.
+    key = user.astype(np.int64) << time_bits
+    key = (key | (time - earliest)) << item_bits | item
+    key.sort()
+    return (
+        key >> (time_bits + item_bits),
+        (key >> item_bits & ((1 << time_bits) - 1)) + earliest,
+        key & ((1 << item_bits) - 1),
+    )
 
 
 def check_one_line_per_user(interactions: pa.Table) -> None:
@@ -102,6 +144,19 @@ def count_items(histories: pa.Table, num_items: int) -> npt.NDArray[np.int64]:
     """Interactions of each item, [num_items]."""
     items, _ = list_arrays(histories[ITEM_INDICES])
     return np.bincount(items, minlength=num_items + 1)[1:]
+
+
+def num_interactions(histories: pa.Table) -> int:
+    return sum(len(lists.flatten()) for lists in histories[ITEM_INDICES].chunks)
+
+
+def first_times(histories: pa.Table, num_items: int) -> npt.NDArray[np.int64]:
+    """The time of the first interaction with each item, [num_items]; the largest int64 for those without."""
+    items, _ = list_arrays(histories[ITEM_INDICES])
+    times, _ = list_arrays(histories[TIMESTAMPS])
+    first = np.full(num_items + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, items, times)
+    return first[1:]
 
 
 class TimeSummary(NamedTuple):

@@ -112,5 +112,15 @@ def vocabulary_order(item_ids: pa.Array) -> pa.Array:
     Not by popularity: the item table is sharded in ranges of rows, and popular items shall spread
     evenly over them.
     """
+    return item_ids.take(_hash_order(item_ids))
+
+
+def grown_order(item_ids: pa.Array, num_known: int) -> npt.NDArray[np.int64]:
+    """Places of distinct ids in the vocabulary's order, [n]: the known ones first, as they stand."""
+    new = _hash_order(item_ids[num_known:]).to_numpy().astype(np.int64)
+    return np.concatenate([np.arange(num_known), num_known + new])
+
+
+def _hash_order(item_ids: pa.Array) -> pa.Array:
     table = pa.table({"hash": stable_hash(item_ids), ITEM_ID: item_ids})
-    return item_ids.take(pc.sort_indices(table, [("hash", "ascending"), (ITEM_ID, "ascending")]))
+    return pc.sort_indices(table, [("hash", "ascending"), (ITEM_ID, "ascending")])

@@ -17,6 +17,7 @@ from recgpt.data.histories import (
     build_histories,
     check_one_line_per_user,
     count_items,
+    first_times,
     histories_file,
     renumber_items,
     summarise_times,
@@ -63,7 +64,7 @@ def test_sorted_by_time_then_item_and_without_duplicates():
         )
     )
     assert with_ids(part) == {"u": [("c", 2), ("a", 5), ("b", 5), ("b", 9)], "v": [("c", 1)]}
-    assert part.duplicates == 1
+    assert part.dropped == {"duplicates": 1}
 
 
 rows_of_logs = st.lists(
@@ -79,11 +80,47 @@ def test_histories_follow_their_definition_whatever_the_order_of_rows(rows, rand
         for user in {row[0] for row in rows}
     }
     assert with_ids(part) == expected
-    assert part.duplicates == len(rows) - len(set(rows))
+    assert part.dropped == {"duplicates": len(rows) - len(set(rows))}
     hashes = part.histories["user_hash"].to_pylist()
     assert hashes == sorted(stable_hash(pa.array(list(expected), pa.string())).tolist())
     shuffled = random.sample(rows, len(rows))
     assert build_histories(interactions(shuffled)).histories == part.histories
+
+
+def test_repeats_and_the_newest_by_hand():
+    rows = [("u", item, time) for time, item in enumerate("aabbbacc")] + [("v", "a", 0), ("v", "a", 0)]
+    part = build_histories(interactions(rows), collapse_repeats=True, max_history=3)
+    assert with_ids(part) == {"u": [("b", 2), ("a", 5), ("c", 6)], "v": [("a", 0)]}
+    assert part.dropped == {"duplicates": 1, "repeats": 4, "over_max_history": 1}
+
+
+@given(rows_of_logs, st.booleans(), st.none() | st.integers(1, 4))
+def test_histories_follow_their_definition_with_all_settings(rows, collapse, max_history):
+    part = build_histories(interactions(rows), collapse, max_history)
+    expected = {}
+    for user in {row[0] for row in rows}:
+        history = [(i, t) for t, i in sorted({(t, i) for u, i, t in rows if u == user})]
+        if collapse:
+            history = [next(run) for _, run in itertools.groupby(history, key=lambda pair: pair[0])]
+        expected[user] = history[-max_history:] if max_history else history
+    assert with_ids(part) == expected
+    assert sum(part.dropped.values()) == len(rows) - sum(map(len, expected.values()))
+
+
+@given(rows_of_logs)
+def test_keys_too_wide_for_one_number_give_the_same_order(rows):
+    """The slow twin, and times that take all 64 bits."""
+    narrow = build_histories(interactions(rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_KEY_BITS", -1)
+        assert build_histories(interactions(rows)) == narrow
+    wide = build_histories(interactions([(u, i, t * 2**61) for u, i, t in rows]))
+    assert wide.histories["item_indices"] == narrow.histories["item_indices"]
+
+
+def test_first_times_by_hand():
+    table = histories([[3, 1], [1]])
+    assert first_times(table, 3).tolist() == [10, np.iinfo(np.int64).max, 30]
 
 
 def test_two_lines_of_one_user_are_refused():

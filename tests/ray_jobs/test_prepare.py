@@ -4,75 +4,17 @@ import dataclasses
 import json
 import random
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
 from ray_jobs.prepare import run_prepare
-from recgpt import storage
 from recgpt.data.dataset import HistoryDataset
 from recgpt.errors import UserError
+from tests.ray_jobs.logs import histories_by_user, log_table, random_log, reference
 
 pytestmark = pytest.mark.ray
-
-
-def histories_by_user(url):
-    """{user id: [(item id, time), ...]}, or items alone without times; also checks what is stored twice."""
-    dataset = HistoryDataset.open(str(url))
-    manifest = dataset.manifest
-    vocabulary = dataset.vocabulary()
-    tables = [dataset.read_row_group(group) for group in dataset.row_groups]
-    rows = pa.concat_tables(tables).to_pylist()
-    assert [group.rows for group in dataset.row_groups] == [len(table) for table in tables]
-    assert [storage.checksum(file) for file in dataset.files] == [file.sha256 for file in manifest.files]
-    assert sum(file.interactions for file in manifest.files) == manifest.num_interactions
-    assert [row["user_hash"] for row in rows] == sorted(row["user_hash"] for row in rows)
-    counts = np.bincount([i for row in rows for i in row["item_indices"]], minlength=manifest.num_items + 1)
-    assert counts[1:].tolist() == vocabulary.counts.tolist()
-    assert counts.min() == counts[0] == 0 < counts[1:].min()
-    result = {}
-    for row in rows:
-        items = vocabulary.decode(np.array(row["item_indices"])).to_pylist()
-        times = row.get("timestamps")
-        result[row["user_id"]] = items if times is None else list(zip(items, times, strict=True))
-    assert len(result) == manifest.num_users
-    return result
-
-
-def reference(log, min_user=1, min_item=1):
-    """The definition, in plain Python: distinct interactions in order, rare ones removed to a fixed point."""
-    left = {(u, i, t) for u, i, t in log if None not in (u, i, t)}
-    while True:
-        users = [u for u, _, _ in left]
-        items = [i for _, i, _ in left]
-        kept = {r for r in left if users.count(r[0]) >= min_user and items.count(r[1]) >= min_item}
-        if kept == left:
-            break
-        left = kept
-    by_user = {}
-    for user, item, time in sorted(left, key=lambda row: (row[2], row[1])):
-        by_user.setdefault(user, []).append((item, time))
-    return by_user
-
-
-def log_table(log):
-    users, items, times = zip(*log, strict=True)
-    return pa.table({"user_id": users, "item_id": items, "timestamp": times})
-
-
-def random_log(seed, rows=600):
-    """String ids, many ties in time, some duplicates and missing values."""
-    generator = random.Random(seed)
-    log = []
-    for _ in range(rows):
-        user, item = f"user {generator.randrange(60)}", f"item-{int(generator.paretovariate(0.6)) % 80}"
-        row = [user, item, generator.randrange(25)]
-        if generator.random() < 0.02:
-            row[generator.randrange(3)] = None
-        log.append(tuple(row))
-    return log
 
 
 def test_small_csv_by_hand(local_ray, tmp_path):
@@ -80,19 +22,25 @@ def test_small_csv_by_hand(local_ray, tmp_path):
         "user_id,item_id,rating,timestamp\n"
         "7,b,5,30\n7,a,4,20\n7,c,3,20\n8,a,1,10\n7,b,2,30\n8,,1,11\n,a,1,12\n9,b,1,\n"
     )
-    manifest = run_prepare([str(tmp_path / "log.csv")], str(tmp_path / "dataset"))
+    log = [str(tmp_path / "log.csv")]
+    manifest = run_prepare(log, str(tmp_path / "dataset"), max_bad_fraction=0.5)
     assert histories_by_user(tmp_path / "dataset") == {7: [("a", 20), ("c", 20), ("b", 30)], 8: [("a", 10)]}
     assert manifest == HistoryDataset.open(str(tmp_path / "dataset")).manifest
     assert (manifest.num_users, manifest.num_items, manifest.num_interactions) == (2, 3, 4)
     assert (manifest.user_id_type, manifest.item_id_type) == ("int64", "string")
     assert manifest.time_quantiles == {"0.8": 30, "0.9": 30}
-    assert manifest.dropped == {"missing_values": 3, "duplicates": 1, "rare_users_or_items": 0}
+    assert manifest.dropped == {
+        "missing_values": 3,
+        "bad_values": 0,
+        "duplicates": 1,
+        "rare_users_or_items": 0,
+    }
     assert manifest.sources == [{"path": str(tmp_path / "log.csv"), "format": "csv", "bytes": 101}]
 
 
 def test_small_sequences_by_hand(local_ray, tmp_path):
     (tmp_path / "log.txt").write_text("1 10 30 20 10\n2 20\n\n3\n")
-    manifest = run_prepare([str(tmp_path / "log.txt")], str(tmp_path / "dataset"))
+    manifest = run_prepare([str(tmp_path / "log.txt")], str(tmp_path / "dataset"), max_bad_fraction=0.2)
     assert histories_by_user(tmp_path / "dataset") == {1: [10, 30, 20, 10], 2: [20]}
     assert not manifest.has_timestamps
     assert manifest.time_quantiles is None
@@ -110,6 +58,7 @@ def test_agrees_with_the_definition(local_ray, tmp_path, min_user, min_item):
         str(tmp_path / "out" / "dataset"),
         min_user_interactions=min_user,
         min_item_interactions=min_item,
+        max_bad_fraction=0.1,
     )
     expected = reference(log, min_user, min_item)
     assert expected
@@ -128,9 +77,10 @@ def test_order_of_files_and_rows_and_their_formats_do_not_matter(local_ray, tmp_
         "timestamp:float\titem_id:token\tuser_id:token\n"
         + "".join("\t".join("" if v is None else str(v) for v in (t, i, u)) + "\n" for u, i, t in log[400:])
     )
-    whole = run_prepare([str(tmp_path / "whole.parquet")], str(tmp_path / "a"), min_item_interactions=3)
-    pieces = run_prepare([str(tmp_path / "[x-z].*")], str(tmp_path / "b"), min_item_interactions=3)
-    assert len(whole.files) == 3
+    settings = {"min_item_interactions": 3, "max_bad_fraction": 0.1}
+    whole = run_prepare([str(tmp_path / "whole.parquet")], str(tmp_path / "a"), **settings)
+    pieces = run_prepare([str(tmp_path / "[x-z].*")], str(tmp_path / "b"), **settings)
+    assert len(whole.files) == 4
     assert dataclasses.replace(pieces, sources=whole.sources) == whole
     for file in ("vocabulary.parquet", *(file.path for file in whole.files)):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
@@ -165,15 +115,24 @@ def test_columns_by_name_and_overwriting(local_ray, tmp_path):
         ({}, {}, "no such file"),
         ({"log.csv": "user,item_id,timestamp\n1,2,3\n"}, {}, "no column user_id"),
         ({"log.csv": "user_id,item_id,timestamp\n"}, {}, "log.csv: the log holds no interaction"),
-        ({"log.csv": "user_id,item_id,timestamp\n1,,3\n"}, {}, "log.csv: every row lacks a value"),
-        ({"log.csv": "user_id,item_id,timestamp\n1,2,3\n1,2\n"}, {}, "log.csv: cannot be read as csv"),
+        (
+            {"log.csv": "user_id,item_id,timestamp\n1,,3\n"},
+            {"max_bad_fraction": 1},
+            r"log.csv: no interaction is left of 1 rows \(1 missing values\)",
+        ),
+        (
+            {"log.csv": "user_id,item_id,timestamp\n1,2,3\n1,2\n"},
+            {},
+            "log.csv: row 2: 3 fields expected, found 2; 1 of 2 rows are bad, above --max-bad-fraction 0.01",
+        ),
         (
             {"a.csv": "user_id,item_id,timestamp\n1,2,3\n", "b.csv": "user_id,item_id,timestamp\n1,2,3\n"},
             {"min_user_interactions": 2},
-            "a.csv and 1 more file: no user is left after filtering; lower --min-user-interactions",
+            "no user is left after filtering; lower --min-user-interactions",
         ),
         ({"log.txt": "1 2 3\n1 4\n"}, {}, "user 1 stands on two lines"),
-        ({"log.txt": "1 2 3\n"}, {"min_item_interactions": 0}, "--min-item-interactions 0: at least 1"),
+        ({"log.txt": "1 2 3\n"}, {"min_item_interactions": 0}, "min_item_interactions: .* greater than 0"),
+        ({"log.txt": "1 2 3\n"}, {"min_items": 3}, "unknown setting min_items; the nearest known one"),
         ({"log.txt": "1 2 3\n"}, {"format": "xml"}, "unknown format"),
     ],
 )
