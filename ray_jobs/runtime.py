@@ -26,6 +26,14 @@ _FILE_ERROR = re.compile(
 )
 _STORE_ERROR = re.compile(r"^botocore\.\w+\.(?P<kind>\w+): (?P<text>.*)$", re.MULTILINE)
 _STORE_REFUSAL = re.compile(r"An error occurred \((?P<code>[^)]*)\) when calling the (?P<operation>\w+)")
+_NO_CONNECTION = {
+    "ConnectionClosedError",
+    "ConnectTimeoutError",
+    "EndpointConnectionError",
+    "ProxyConnectionError",
+    "ReadTimeoutError",
+    "SSLError",
+}
 _FILE_ADVICE = {
     "PermissionError": "permission denied; change its permissions or choose another path",
     "IsADirectoryError": "is a folder where a file is needed; choose another path",
@@ -53,6 +61,7 @@ def start_ray(min_cpus: int) -> None:
     else:
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         ray.init(
+            address="local",  # left out, a cluster that someone else started here would be joined
             num_cpus=max(min_cpus, os.cpu_count() or 1),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
@@ -158,7 +167,7 @@ def _store_problem(kind: str, text: str) -> str | None:
     if kind == "NoCredentialsError":
         keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         return f"no credentials found; set {keys}, or give the machine a role"
-    if kind == "EndpointConnectionError":
+    if kind in _NO_CONNECTION:
         return f"{text}; check the network and AWS_ENDPOINT_URL"
     refusal = _STORE_REFUSAL.match(text)
     if refusal is None:

@@ -6,6 +6,7 @@ Everything goes through fsspec; credentials come from the environment or an inst
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ from recgpt.schema import CANDIDATES_MANIFEST_FILE, MANIFEST_FILE, SUCCESS_FILE
 # What shows a folder to be finished, in the order in which it is written.
 _WRITTEN_LAST = (CANDIDATES_MANIFEST_FILE, MANIFEST_FILE, SUCCESS_FILE)
 
+_S3 = re.compile(r"s3a?://")
+_S3_WITH_BUCKET = re.compile(r"s3a?://([\w.-]+|arn:[^@/]+)(/|$)")
+
 
 def join(url: str, *parts: str) -> str:
     """``join("s3://bucket/a/", "b", "c")`` is ``"s3://bucket/a/b/c"``."""
@@ -30,10 +34,17 @@ def is_local(url: str) -> bool:
 
 
 def filesystem_and_path(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec filesystem of a path or URL, and the path inside it."""
+    """The fsspec filesystem of a path or URL, and the path inside it.
+
+    Raises ``UserError`` for an ``s3://`` URL without a bucket's name, or with credentials before it.
+    """
+    if not _S3.match(url):
+        return fsspec.core.url_to_fs(url)
+    if not _S3_WITH_BUCKET.match(url):
+        shown = re.sub(r"//[^/]*@", "//", url)
+        raise UserError(f"{shown}: write s3://BUCKET/FOLDER; credentials come from the environment")
     # A remembered listing would hide what other processes have written since.
-    options = {"use_listings_cache": False} if url.startswith(("s3://", "s3a://")) else {}
-    return fsspec.core.url_to_fs(url, **options)
+    return fsspec.core.url_to_fs(url, use_listings_cache=False)
 
 
 def absolute(url: str) -> str:
@@ -54,19 +65,39 @@ def is_file(url: str) -> bool:
 def is_empty(url: str) -> bool:
     """True if there is no such folder, or nothing in it."""
     filesystem, path = filesystem_and_path(url)
-    return not filesystem.exists(path) or not filesystem.find(path)
+    return not filesystem.exists(path) or not _files(filesystem, path)
+
+
+def _files(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
+    """The files at or below a path; in an object store, what ends in a slash only stands for a folder."""
+    return [file for file in filesystem.find(path) if not file.endswith("/")]
 
 
 def remove(url: str) -> None:
-    """Remove a file or a folder with all its contents; nothing happens if it is not there."""
+    """Remove a file or a folder with all its contents; nothing happens if it is not there.
+
+    What shows a folder to be finished goes first, so that nothing half removed is taken for whole.
+    Raises ``UserError`` for a whole bucket.
+    """
+    _check_inside_bucket(url)
     filesystem, path = filesystem_and_path(url)
-    if filesystem.exists(path):
+    if not filesystem.exists(path):
+        return
+    files = _files(filesystem, path)
+    for name in reversed(_WRITTEN_LAST):
+        if markers := [file for file in files if file.endswith(f"/{name}")]:
+            filesystem.rm(markers)
+    if filesystem.exists(path):  # a folder in an object store is gone with the last object in it
         filesystem.rm(path, recursive=True)
 
 
 def make_folder(url: str) -> None:
+    """Make a folder with all above it. On S3 nothing is made; a bucket that is missing is an error."""
     filesystem, path = filesystem_and_path(url)
-    filesystem.makedirs(path, exist_ok=True)
+    if _S3.match(url):  # `makedirs` would make the bucket, which is likelier mistyped than wanted
+        filesystem.mkdir(path, create_parents=False)
+    else:
+        filesystem.makedirs(path, exist_ok=True)
 
 
 def list_names(url: str) -> list[str]:
@@ -74,7 +105,8 @@ def list_names(url: str) -> list[str]:
     filesystem, path = filesystem_and_path(url)
     if not filesystem.exists(path):
         return []
-    return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False))
+    inside = {name.rstrip("/") for name in filesystem.ls(path, detail=False)}
+    return sorted(name.rsplit("/", 1)[-1] for name in inside - {path.rstrip("/")})
 
 
 def read_bytes(url: str) -> bytes:
@@ -85,10 +117,10 @@ def read_bytes(url: str) -> bytes:
 def write_bytes(url: str, data: bytes) -> None:
     """Write a file that appears whole or not at all (rename locally, one put on S3)."""
     filesystem, path = filesystem_and_path(url)
-    filesystem.makedirs(filesystem._parent(path), exist_ok=True)
     if not is_local(url):
         filesystem.pipe_file(path, data)
         return
+    filesystem.makedirs(filesystem._parent(path), exist_ok=True)
     temporary = f"{path}.partial"
     filesystem.pipe_file(temporary, data)
     Path(temporary).replace(path)
@@ -143,7 +175,7 @@ def check_output_apart(output: str, *inputs: str) -> None:
 
 
 def _resolved(url: str) -> str:
-    return str(Path(absolute(url)).resolve()) if is_local(url) else url.rstrip("/")
+    return str(Path(absolute(url)).resolve()) if is_local(url) else _S3.sub("s3://", url).rstrip("/")
 
 
 @contextlib.contextmanager
@@ -152,17 +184,27 @@ def staged_output(url: str, overwrite: bool) -> Iterator[str]:
 
     The folder stands beside the output (``.NAME.partial``), so that an older output stays whole until
     the new one is; what a failed block left there is removed by the next. Locally the folder is
-    renamed into place. An object store cannot rename: there the objects are copied inside the store,
-    the old manifest goes first and the new one comes last, so that what is half copied has no manifest.
+    renamed into place. An object store cannot rename: there the older output is removed, its manifest
+    first, and the objects are copied inside the store, the new manifest last: what is half copied has none.
     Raises ``UserError`` if the output holds something and ``overwrite`` is not given.
     """
     url = absolute(url)
     recover_folder(url)
     check_output_is_free(url, overwrite)
-    staging = _sibling(url, "partial")
+    staging = staging_folder(url)
     remove(staging)
     make_folder(staging)
     yield staging
+    put_in_place(staging, url)
+
+
+def staging_folder(url: str) -> str:
+    """Where an output is written before it is whole: ``.NAME.partial`` beside it."""
+    return _sibling(url, "partial")
+
+
+def put_in_place(staging: str, url: str) -> None:
+    """Make a staging folder that is whole the output ``url``, as ``staged_output`` does at its end."""
     if is_local(url):
         replace_folder(staging, url)
     else:
@@ -196,20 +238,22 @@ def _sibling(url: str, suffix: str) -> str:
     if is_local(url):
         folder = Path(absolute(url))
         return str(folder.with_name(f".{folder.name}.{suffix}"))
+    _check_inside_bucket(url)  # what stands beside a bucket is another bucket
     parent, _, name = url.rstrip("/").rpartition("/")
-    if parent.endswith(":/"):  # what stands beside a bucket is another bucket
-        raise UserError(f"{url}: is a whole bucket; give a folder inside it")
     return join(parent, f".{name}.{suffix}")
+
+
+def _check_inside_bucket(url: str) -> None:
+    if not is_local(url) and url.rstrip("/").rpartition("/")[0].endswith(":/"):
+        raise UserError(f"{url}: is a whole bucket; give a folder inside it")
 
 
 def _replace_objects(staging: str, final: str) -> None:
     """Move objects inside their store to where others may stand, which are removed before."""
-    for name in reversed(_WRITTEN_LAST):
-        remove(join(final, name))
     remove(final)
     filesystem, source = filesystem_and_path(staging)
     _, target = filesystem_and_path(final)
-    names = [path[len(source) + 1 :] for path in filesystem.find(source)]
+    names = [path[len(source) + 1 :] for path in _files(filesystem, source)]
     markers = [name for name in _WRITTEN_LAST if name in names]
     contents = [name for name in names if name not in markers]
     filesystem.copy([join(source, name) for name in contents], [join(target, name) for name in contents])

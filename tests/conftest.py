@@ -1,11 +1,14 @@
 """Fixtures that all tests share; the environment is set before anything heavy is imported."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,24 @@ guard_local_ray()
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
+# Nobody's own object store or credentials are used. Ray's workers inherit the environment in which the
+# session's Ray starts. The port is taken at once, and free for the server that listens on it later.
+# The word "planted" must appear in nothing that is written or printed.
+STORE_PORT = socket.socket()
+STORE_PORT.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+STORE_PORT.bind(("127.0.0.1", 0))
+for name in [name for name in os.environ if name.startswith("AWS_")]:
+    del os.environ[name]
+os.environ.update(
+    AWS_ACCESS_KEY_ID="PLANTEDACCESSKEY",
+    AWS_SECRET_ACCESS_KEY="planted-secret-access-key",
+    AWS_ENDPOINT_URL=f"http://127.0.0.1:{STORE_PORT.getsockname()[1]}",
+    AWS_DEFAULT_REGION="us-east-1",
+    AWS_CONFIG_FILE=os.devnull,
+    AWS_SHARED_CREDENTIALS_FILE=os.devnull,
+    AWS_EC2_METADATA_DISABLED="true",
+)
+
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -36,6 +57,44 @@ def local_ray() -> Iterator[None]:
     start_ray(4)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """The URL of an S3 server over HTTP on this machine; ``s3://`` leads there."""
+    address = STORE_PORT.getsockname()
+    call = [sys.executable, "-m", "moto.server", "-H", address[0], "-p", str(address[1])]
+    server = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while True:
+            assert server.poll() is None, "the S3 server ended"
+            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(address):
+                break
+            time.sleep(0.05)
+        yield f"http://{address[0]}:{address[1]}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def make_bucket(object_store: str) -> Callable[[], str]:
+    """Makes an empty bucket in the object store and returns its URL."""
+    from recgpt import storage
+
+    def make() -> str:
+        url = f"s3://bucket-{uuid.uuid4().hex}"
+        filesystem, path = storage.filesystem_and_path(url)
+        filesystem.mkdir(path)
+        return url
+
+    return make
+
+
+@pytest.fixture
+def s3_bucket(make_bucket: Callable[[], str]) -> str:
+    """The URL of an empty bucket of the test's own."""
+    return make_bucket()
 
 
 @pytest.fixture
@@ -86,24 +145,44 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def write_dataset() -> Callable[..., Any]:
-    """Writes histories (user id -> item ids in time order) as a dataset of one file, and opens it."""
+    """Writes histories (user id -> item ids in time order) as a dataset of one file, and opens it.
+
+    ``grown_from``: the dataset that it was appended to, whose items keep their indices.
+    """
     import numpy as np
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     from recgpt import storage
-    from recgpt.data.dataset import DatasetManifest, HistoryDataset, HistoryFile
+    from recgpt.data.dataset import Ancestor, DatasetManifest, HistoryDataset, HistoryFile
     from recgpt.data.hashing import stable_hash
     from recgpt.data.vocabulary import Vocabulary, vocabulary_order
 
-    def write(folder: Path, histories: dict[Any, list[Any]], row_group_users: int = 8192) -> HistoryDataset:
+    def write(
+        folder: Path,
+        histories: dict[Any, list[Any]],
+        row_group_users: int = 8192,
+        grown_from: HistoryDataset | None = None,
+    ) -> HistoryDataset:
         items = pa.array([item for history in histories.values() for item in history])
-        vocabulary = Vocabulary(vocabulary_order(items.unique()), np.ones(len(items.unique()), np.int64))
+        item_ids = vocabulary_order(items.unique())
+        lineage = []
+        if grown_from:
+            older = grown_from.vocabulary().item_ids
+            new = item_ids.filter(pc.invert(pc.is_in(item_ids, value_set=older)))
+            item_ids = pa.concat_arrays([older, new])
+            fingerprints = grown_from.fingerprint, grown_from.manifest.vocabulary_fingerprint
+            size = grown_from.num_items, grown_from.manifest.num_interactions
+            lineage = [*grown_from.manifest.lineage, Ancestor(grown_from.url, *fingerprints, *size)]
+        vocabulary = Vocabulary(item_ids, np.ones(len(item_ids), np.int64))
         vocabulary.save(str(folder))
         columns = {
             "user_id": pa.array(list(histories)),
             "user_hash": stable_hash(pa.array(list(histories))),
-            "item_indices": [vocabulary.encode(pa.array(history)) for history in histories.values()],
+            "item_indices": [
+                vocabulary.encode(pa.array(history, items.type)) for history in histories.values()
+            ],
         }
         table = pa.table(columns).sort_by([("user_hash", "ascending"), ("user_id", "ascending")])
         (folder / "histories").mkdir()
@@ -127,6 +206,7 @@ def write_dataset() -> Callable[..., Any]:
             settings={},
             dropped={},
             files=[file],
+            lineage=lineage,
         )
         storage.write_json(str(folder / "manifest.json"), dataclasses.asdict(manifest))
         return HistoryDataset.open(str(folder))

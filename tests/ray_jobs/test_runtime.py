@@ -158,6 +158,7 @@ def translated(error):
             store_error("EndpointConnectionError", 'Could not connect to: "http://me:word@host:9/b"'),
             'Could not connect to: "http://host:9/b"; check the network',
         ),
+        (store_error("ReadTimeoutError", "Read timeout on endpoint"), "Read timeout on endpoint; check the "),
         (refusal("NoSuchBucket", "PutObject"), "PutObject was refused with NoSuchBucket; check that the "),
         (translated(refusal("403", "HeadObject")), "HeadObject was refused with 403; check that the bucket"),
     ],
