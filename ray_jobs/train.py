@@ -25,35 +25,51 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def run_train(
-    dataset: str, output: str, settings: "TrainSettings", *, overwrite: bool = False
+    dataset: str,
+    output: str,
+    settings: "TrainSettings",
+    *,
+    start_from: str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train a model on a prepared dataset into the folder ``output``; returns the run's manifest.
 
-    An unfinished run in ``output`` is gone on with. Raises ``UserError`` for what the user can put right.
+    An unfinished run in ``output`` is gone on with. ``start_from``: an older run or model whose weights
+    a new one begins with. Raises ``UserError`` for what the user can put right.
     """
     from recgpt.data.dataset import HistoryDataset
     from recgpt.data.sequences import resolve_time_bounds
+    from recgpt.model.export import model_fingerprint
     from recgpt.training import run_folder
     from recgpt.training.engine import read_deepspeed_config
+    from recgpt.training.start import find_start
 
     histories = HistoryDataset.open(dataset)
     resolve_time_bounds(settings.data.split, histories.manifest)
     read_deepspeed_config(settings.deepspeed)
     output = storage.absolute(output)
-    folder = run_folder.open_run(output, settings, histories.fingerprint, overwrite)
+    start_url = start_fingerprint = None
+    if start_from is not None:
+        start_url = find_start(start_from, settings.model, histories)
+        storage.check_output_apart(output, start_url)
+        start_fingerprint = model_fingerprint(start_url)
+    folder = run_folder.open_run(output, settings, histories.fingerprint, overwrite, start_fingerprint)
     start_ray(min_cpus=settings.workers * settings.threads_per_worker + 2)
-    stages = _fit(histories, folder, settings)
+    stages = _fit(histories, folder, settings, start_url)
     summary = {
         "dataset": histories.url,
         "vocabulary_fingerprint": histories.manifest.vocabulary_fingerprint,
         "num_items": histories.num_items,
+        "started_from": start_url and {"url": start_url, "fingerprint": start_fingerprint},
         "stages": stages,
     }
     run_folder.finish_run(folder, output, summary)
     return summary
 
 
-def _fit(dataset: "HistoryDataset", folder: str, settings: "TrainSettings") -> dict[str, Any]:
+def _fit(
+    dataset: "HistoryDataset", folder: str, settings: "TrainSettings", start_url: str | None
+) -> dict[str, Any]:
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -66,7 +82,13 @@ def _fit(dataset: "HistoryDataset", folder: str, settings: "TrainSettings") -> d
     storage.remove(notes)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"dataset": dataset, "folder": folder, "settings": settings, "board": board},
+        train_loop_config={
+            "dataset": dataset,
+            "folder": folder,
+            "settings": settings,
+            "start_url": start_url,
+            "board": board,
+        },
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
             use_gpu=use_gpu,
@@ -107,6 +129,7 @@ def _worker(config: dict[str, Any]) -> None:
         config["folder"],
         lambda units: _stream(dataset, units, settings.data.split, time_bounds),
         recorder,
+        config["start_url"],
     )
     if ray.train.get_context().get_world_rank() == 0:
         ray.get(board.finish.remote(stages))
@@ -243,6 +266,16 @@ def command(
             help="Override single settings (see docs/training.md). Example: --set model.width=128 seed=1",
         ),
     ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--start-from",
+            metavar="MODEL",
+            show_default="initial weights",
+            help="Train on from an older run or exported model, on the dataset that it was trained on or one "
+            "appended to that; items that are new to it get initial rows. Example: --start-from runs/monday",
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -260,7 +293,8 @@ def command(
         overrides.append(f"workers={workers}")
     if stages is not None:
         overrides.append(f"stages=[{stages}]")
-    summary = run_train(dataset, output, load_train_settings(config, overrides), overwrite=overwrite)
+    settings = load_train_settings(config, overrides)
+    summary = run_train(dataset, output, settings, start_from=start_from, overwrite=overwrite)
     for stage, result in summary["stages"].items():
         best = " ".join(f"{key} {value:.4f}" for key, value in result.items() if "@" in key)
         print(f"{stage}: best on validation {best} ({result['checkpoint']}, {result['epochs']} epochs)")

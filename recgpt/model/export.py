@@ -6,20 +6,22 @@ for each user has ``user_table-00000.safetensors`` ... besides, and ``users.safe
 the users that it knows.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from recgpt import storage
 from recgpt.config import ModelSettings, RecallSettings, SplitSettings, from_dict, to_dict
 from recgpt.errors import UserError
 from recgpt.model.gpt import GPT
+from recgpt.model.row_ranges import RowRanges
 from recgpt.model.users import KnownUsers, UserVectors
 from recgpt.schema import MODEL_SCHEMA_VERSION
 
@@ -29,6 +31,10 @@ GPT_FILE = "gpt.safetensors"
 USERS_FILE = "users.safetensors"
 ITEM_TABLE = "item_table"
 USER_TABLE = "user_table"
+
+# BLAS sums in another order where rows lie differently with respect to 64 bytes: a table that is read from
+# its n-th row on begins at a multiple of this in memory, and so gives the same scores as a whole one.
+_ALIGNED_ROWS = 16
 
 
 @dataclass
@@ -126,40 +132,110 @@ def load_model(url: str) -> tuple[ModelInfo, GPT, Tensor]:
     A table of users, and whom it knows, come with the GPT.
     Raises ``UserError`` if there is no finished model, or one that this version cannot read.
     """
-    where = storage.join(url, INFO_FILE)
-    description = storage.read_json(where)
-    info = _read_info(description, where)
+    info, gpt = load_without_items(url)
+    num_rows = info.num_items + 1
+    return info, gpt, _load_table(url, ITEM_TABLE, num_rows, info.model.width, 0, num_rows)
+
+
+def load_without_items(url: str) -> tuple[ModelInfo, GPT]:
+    """The same without the item table, which ``open_item_table`` reads. Raises ``UserError`` alike."""
+    info = read_info(url)
     gpt = GPT(info.model)
+    load_gpt(url, gpt)
+    if info.model.user.kind == "table":
+        gpt.known_users = read_known_users(url)
+        num_rows = gpt.known_users.num_rows
+        gpt.user = UserVectors(_load_table(url, USER_TABLE, num_rows, info.model.width, 0, num_rows))
+    return info, gpt.eval()
+
+
+def open_item_table(url: str, info: ModelInfo, first: int, end: int) -> RowRanges:
+    """Rows ``first`` to ``end`` (exclusive, not empty) of the item table, float32.
+
+    Local files are mapped into memory and not read: processes on one machine share what they use of them.
+    Others are read, those alone that hold such rows. Raises ``UserError`` as ``load_model``.
+    """
+    num_rows = info.num_items + 1
+    if storage.is_local(url):
+        pieces = table_pieces(url, ITEM_TABLE, num_rows, first, end, _map_tensors)
+        return RowRanges([rows_ND for _, rows_ND in pieces])
+    before = first % _ALIGNED_ROWS
+    table_RD = _load_table(url, ITEM_TABLE, num_rows, info.model.width, first - before, end)
+    return RowRanges([table_RD[before:]])
+
+
+def check_finite(url: str, tensors: Iterable[Tensor]) -> None:
+    """Raises ``UserError`` if some of the model's tensors hold values that are not finite numbers."""
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise UserError(
+            f"{url}: the model holds values that are not finite; its training diverged, train again"
+        )
+
+
+def load_gpt(url: str, gpt: GPT) -> None:
+    """Load the weights of an exported GPT into ``gpt``. Raises ``UserError`` as ``load_model``."""
     try:
         gpt.load_state_dict(_read_tensors(storage.join(url, GPT_FILE)))
     except RuntimeError as error:
         raise UserError(f"{url}: the GPT weights do not fit model.json: {_one_line(error)}") from None
-    width = info.model.width
-    if info.model.user.kind == "table":
-        gpt.known_users = KnownUsers(_read_tensors(storage.join(url, USERS_FILE))["hashes"])
-        gpt.user = UserVectors(
-            _load_table(url, USER_TABLE, description[USER_TABLE], gpt.known_users.num_rows, width)
-        )
-    item_table_RD = _load_table(url, ITEM_TABLE, description[ITEM_TABLE], info.num_items + 1, width)
-    return info, gpt.eval(), item_table_RD
 
 
-def _load_table(url: str, name: str, entries: list[dict[str, Any]], num_rows: int, width: int) -> Tensor:
-    """A table, float32 [num_rows, D], allocated once and filled file by file."""
-    table_RD = torch.empty(num_rows, width)
-    first = 0
-    for entry in entries:
-        rows_ND = _read_tensors(storage.join(url, entry["file"]))["rows"]
-        place_ND = table_RD[first : first + len(rows_ND)]
-        if rows_ND.shape != place_ND.shape:
+def read_known_users(url: str) -> KnownUsers:
+    """The users of an exported model of user kind `table`. Raises ``UserError`` as ``load_model``."""
+    return KnownUsers(_read_tensors(storage.join(url, USERS_FILE))["hashes"])
+
+
+def table_pieces(
+    url: str,
+    name: str,
+    num_rows: int,
+    first: int,
+    end: int,
+    read: Callable[[str], dict[str, Tensor]] = lambda url: _read_tensors(url),
+) -> Iterator[tuple[int, Tensor]]:
+    """Rows ``first`` to ``end`` (exclusive) of an exported table, file by file: other files are not read.
+
+    Args:
+        num_rows: that the whole table must have.
+        read: gives the tensors of a file.
+
+    Yields the first row of each piece, counted in the whole table, and the piece, float32 [rows, D].
+    Raises ``UserError`` as ``load_model``.
+    """
+    description = storage.read_json(storage.join(url, INFO_FILE))
+    width, files = description["model"]["width"], description[name]
+    total = sum(entry["rows"] for entry in files)
+    if total != num_rows:
+        raise UserError(f"{url}: {name} has {total} rows, model.json says {num_rows}; export again")
+    for entry, start, stop in files_with_rows(files, first, end):
+        rows_ND = read(storage.join(url, entry["file"]))["rows"]
+        if rows_ND.shape != (entry["rows"], width):
             raise UserError(
-                f"{url}/{entry['file']}: its rows {list(rows_ND.shape)} do not fit the table of "
-                f"{num_rows} x {width} that model.json describes, from row {first} on; export again"
+                f"{url}/{entry['file']}: its rows {list(rows_ND.shape)} are not the "
+                f"{entry['rows']} x {width} that model.json describes; export again"
             )
-        place_ND.copy_(rows_ND)
-        first += len(rows_ND)
-    if first < num_rows:
-        raise UserError(f"{url}: {name} has {first} rows, model.json says {num_rows}; export again")
+        yield start, rows_ND[start - entry["first_row"] : stop - entry["first_row"]]
+
+
+def files_with_rows(
+    files: Iterable[dict[str, Any]], first: int, end: int
+) -> Iterator[tuple[dict[str, Any], int, int]]:
+    """Of a table's files, those that hold some of its rows ``first`` to ``end`` (exclusive).
+
+    Yields the entry of each file (it has ``first_row`` and ``rows``) and the range of such rows in it,
+    counted in the whole table.
+    """
+    for entry in files:
+        start, stop = max(first, entry["first_row"]), min(end, entry["first_row"] + entry["rows"])
+        if start < stop:
+            yield entry, start, stop
+
+
+def _load_table(url: str, name: str, num_rows: int, width: int, first: int, end: int) -> Tensor:
+    """Rows ``first`` to ``end`` (exclusive) of a table, float32, allocated once and filled file by file."""
+    table_RD = torch.empty(end - first, width)
+    for start, rows_ND in table_pieces(url, name, num_rows, first, end):
+        table_RD[start - first : start - first + len(rows_ND)] = rows_ND
     return table_RD
 
 
@@ -183,8 +259,25 @@ def _read_info(description: Any, where: str) -> ModelInfo:
 
 
 def _read_tensors(url: str) -> dict[str, Tensor]:
-    try:
+    with _as_user_error(url):
         return safetensors.torch.load(storage.read_bytes(url))
+
+
+def _map_tensors(url: str) -> dict[str, Tensor]:
+    """The tensors of a local file, memory-mapped."""
+    path = url.removeprefix("file://")
+    with _as_user_error(url):
+        # Python's own errors name the file and the reason; those of safetensors do not.
+        with open(path, "rb"):
+            pass
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def _as_user_error(url: str) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise UserError(f"{url}: no such file; the model is not complete") from None
     except SafetensorError as error:

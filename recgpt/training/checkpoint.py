@@ -21,6 +21,7 @@ from torch import Tensor
 from recgpt import storage
 from recgpt.distributed import collectives
 from recgpt.errors import UserError
+from recgpt.model.export import files_with_rows
 from recgpt.schema import MANIFEST_FILE
 
 FOLDER = "checkpoints"
@@ -127,11 +128,7 @@ def load_table_into(run: str, name: str, table: str, first: int, tensors: dict[s
     checkpoint = _Finished(run, name)
     files = checkpoint.table_files(table)
     assert first + count <= checkpoint.manifest["tables"][table]
-    for entry in files:
-        start = max(first, entry["first_row"])
-        end = min(first + count, entry["first_row"] + entry["rows"])
-        if start >= end:
-            continue
+    for entry, start, end in files_with_rows(files, first, first + count):
         saved = checkpoint.tensors(entry["file"])
         for key, tensor in tensors.items():
             if key not in saved:

@@ -1,6 +1,6 @@
 """The folder of a run: started, gone on with, finished, replaced.
 
-settings.json     resolved settings and the dataset's fingerprint, written first
+settings.json     resolved settings and the fingerprints of what goes in, written first
 metrics.jsonl     one JSON object per line: training every few steps, validation after epochs
 tensorboard/      the same as TensorBoard events
 checkpoints/      the newest and the best
@@ -33,18 +33,29 @@ _MAY_DIFFER = (
 )
 
 
-def open_run(run: str, settings: TrainSettings, dataset_fingerprint: str, overwrite: bool) -> str:
+def open_run(
+    run: str,
+    settings: TrainSettings,
+    dataset_fingerprint: str,
+    overwrite: bool,
+    start_from_fingerprint: str | None = None,
+) -> str:
     """The folder to train in: ``run`` itself, or a hidden one beside it while something is replaced.
 
-    A run with the same settings that has not finished all of ``settings.stages`` is gone on with; with
-    ``overwrite`` an unfinished one begins again, and a finished one (or whatever else the folder
-    holds) stays until the new run takes its place. On an object store it is removed at once.
+    A run with the same settings, dataset and older model to start from (None: none) that has not
+    finished all of ``settings.stages`` is gone on with; with ``overwrite`` an unfinished one begins
+    again, and a finished one (or whatever else the folder holds) stays until the new run takes its
+    place. On an object store it is removed at once.
     A run that failed before its first checkpoint is forgotten if the settings differ.
     Raises ``UserError`` if the folder holds a finished run or something else and ``overwrite`` is
     not given, a run with other settings, or if prompt-tuning has nothing to begin with.
     """
     storage.recover_folder(run)
-    identity = {"settings": to_dict(settings), "dataset_fingerprint": dataset_fingerprint}
+    identity = {
+        "settings": to_dict(settings),
+        "dataset_fingerprint": dataset_fingerprint,
+        "start_from_fingerprint": start_from_fingerprint,
+    }
     if overwrite and not storage.is_empty(run):
         run = _place_of_the_new(run, identity)
     if storage.exists(storage.join(run, SETTINGS_FILE)):
@@ -53,9 +64,11 @@ def open_run(run: str, settings: TrainSettings, dataset_fingerprint: str, overwr
             storage.check_output_is_free(run, overwrite=False)
     else:
         storage.check_output_is_free(run, overwrite=False)
-    if settings.stages[0] != STAGES[0] and checkpoint.newest(run) is None:
+    has_weights = start_from_fingerprint is not None or checkpoint.newest(run) is not None
+    if settings.stages[0] != STAGES[0] and not has_weights:
         raise UserError(
-            f"{run}: {settings.stages[0]} needs a pre-trained run there; add the stage {STAGES[0]}"
+            f"{run}: {settings.stages[0]} needs a pre-trained run there; add the stage {STAGES[0]}, "
+            "or start from a model with --start-from"
         )
     storage.write_json(storage.join(run, SETTINGS_FILE), identity)
     return run

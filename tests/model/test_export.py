@@ -3,12 +3,13 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
 from recgpt.config import ModelSettings, RecallSettings, SplitSettings, UserSettings
 from recgpt.errors import UserError
 from recgpt.model.attention import Layout
-from recgpt.model.export import ModelInfo, load_model, model_fingerprint, save_model
+from recgpt.model.export import ModelInfo, load_model, model_fingerprint, save_model, table_pieces
 from recgpt.model.gpt import GPT
 from recgpt.model.users import KnownUsers, UserVectors
 
@@ -119,7 +120,7 @@ def test_a_missing_or_damaged_file_is_named(tmp_path, file):
     ("changes", "message"),
     [
         ({"num_items": 11}, "item_table has 11 rows, model.json says 12"),
-        ({"num_items": 9}, r"item_table-00002.*rows \[3, 4\] do not fit the table of 10 x 4"),
+        ({"num_items": 9}, "item_table has 11 rows, model.json says 10"),
     ],
 )
 def test_a_table_that_the_description_denies_is_refused(tmp_path, changes, message):
@@ -132,5 +133,25 @@ def test_a_table_that_the_description_denies_is_refused(tmp_path, changes, messa
 
 def test_rows_of_another_width_are_refused(tmp_path):
     save(tmp_path, "table", USER_ROWS[:, :3])
-    with pytest.raises(UserError, match=r"user_table-00000.*rows \[2, 3\] do not fit the table of 4 x 4"):
+    with pytest.raises(UserError, match=r"user_table-00000.*rows \[2, 3\] are not the 2 x 4 that"):
         load_model(str(tmp_path))
+
+
+def test_a_file_with_fewer_rows_than_described_is_refused(tmp_path):
+    save(tmp_path)
+    (tmp_path / "item_table-00001.safetensors").write_bytes(safetensors.torch.save({"rows": ITEMS[:3]}))
+    with pytest.raises(UserError, match=r"item_table-00001.*rows \[3, 4\] are not the 4 x 4 that"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, 11), (3, 5), (4, 8), (7, 11), (10, 11), (8, 8)])
+def test_a_range_of_rows_comes_from_the_files_that_hold_it_alone(tmp_path, first, end):
+    save(tmp_path)
+    for index in range(3):
+        if not set(range(first, end)) & set(range(4 * index, 4 * index + 4)):
+            (tmp_path / f"item_table-{index:05d}.safetensors").unlink()
+    pieces = list(table_pieces(str(tmp_path), "item_table", NUM_ITEMS + 1, first, end))
+    assert [row for start, piece in pieces for row in range(start, start + len(piece))] == [
+        *range(first, end)
+    ]
+    assert torch.equal(torch.cat([ITEMS[:0], *(piece for _, piece in pieces)]), ITEMS[first:end])

@@ -43,6 +43,7 @@ def test_ray_data_streams_what_the_library_reads(dataset, local_ray):
         (["--set", "deepspeed=zero9"], "zero9: no such file"),
         (["--config", "nowhere"], "nowhere: no such file"),
         (["--stages", "pretrain,tune"], "stages"),
+        (["--start-from", "nowhere"], "nowhere: no trained model here"),
         (["--set", "data.split.protocol=time"], "no timestamps"),
     ],
 )

@@ -24,8 +24,8 @@ OTHER_MODEL = TrainSettings(model=ModelSettings(width=32))
 ALL_STAGES = {"stages": {"pretrain": {}, "prompt_tune": {}}}
 
 
-def open_with(run, settings=SETTINGS, fingerprint="items-1", overwrite=False):
-    return open_run(str(run), settings, fingerprint, overwrite)
+def open_with(run, settings=SETTINGS, fingerprint="items-1", overwrite=False, start_from=None):
+    return open_run(str(run), settings, fingerprint, overwrite, start_from)
 
 
 def contents(folder):
@@ -84,6 +84,30 @@ def test_prompt_tuning_alone_needs_a_run_to_begin_with(tmp_path):
     with pytest.raises(UserError, match="prompt_tune needs a pre-trained run"):
         open_with(tmp_path / "run", TrainSettings(stages=("prompt_tune",)))
     assert not (tmp_path / "run").exists()
+
+
+def test_prompt_tuning_alone_may_start_from_an_older_model(tmp_path):
+    prompt_tune = TrainSettings(stages=("prompt_tune",))
+    assert open_with(tmp_path / "run", prompt_tune, start_from="model-1") == str(tmp_path / "run")
+
+
+def test_a_run_goes_on_from_the_model_that_it_started_from_alone(tmp_path, unfinished):
+    with pytest.raises(UserError, match="holds a run with another start_from_fingerprint;"):
+        open_with(unfinished, start_from="model-1")
+    run = tmp_path / "started"
+    open_with(run, start_from="model-1")
+    storage.write_json(str(run / "checkpoints" / checkpoint_name(1, 0) / "manifest.json"), {})
+    assert open_with(run, start_from="model-1") == str(run)
+    for other in ("model-2", None):
+        with pytest.raises(UserError, match="holds a run with another start_from_fingerprint;"):
+            open_with(run, start_from=other)
+
+
+def test_a_run_whose_settings_name_no_older_model_goes_on(unfinished):
+    identity = json.loads((unfinished / "settings.json").read_text())
+    del identity["start_from_fingerprint"]
+    (unfinished / "settings.json").write_text(json.dumps(identity))
+    assert open_with(unfinished) == str(unfinished)
 
 
 def test_what_only_changes_the_speed_may_differ(unfinished):
