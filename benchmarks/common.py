@@ -44,6 +44,15 @@ def machine() -> dict[str, Any]:
     }
 
 
+def run_verb(*arguments: str) -> None:
+    """A verb of the console in a process of its own; ``RuntimeError`` with its output if it fails."""
+    call = [sys.executable, "-m", "ray_jobs.cli", *arguments]
+    repository = Path(__file__).parent.parent
+    result = subprocess.run(call, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(call)} failed:\n{result.stdout}")
+
+
 def environment(name: str, *installations: Sequence[str]) -> str:
     """The Python of a virtual environment made for a yardstick, and kept for the next time.
 

@@ -7,8 +7,6 @@ history of each target, its own way: it has several batch sizes to be fast with,
 """
 
 import statistics
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.common import environment, machine, print_table, write_json
+from benchmarks.common import environment, machine, print_table, run_verb, write_json
 from benchmarks.ranks import REPOSITORY, run_ranks
 
 BEAUTY = REPOSITORY.parent / "shared" / "data" / "Beauty.txt"
@@ -66,7 +64,7 @@ def measure_training(log: Path, size: Size, model: Model | None = None) -> list[
     recbole = environment("recbole", *RECBOLE)
     with tempfile.TemporaryDirectory() as folder:
         dataset = f"{folder}/dataset"
-        _prepare(log, dataset)
+        run_verb("prepare", "--input", str(log), "--output", dataset)
         sides: dict[tuple[str, int], dict[str, Any]] = {}
         for batch in size.batches:
             settings = {"settings": _settings(model, batch), "dataset": dataset}
@@ -93,13 +91,6 @@ def _settings(model: Model, tokens: int) -> dict[str, Any]:
         "validation": {"every_epochs": 10**6},
         "checkpoint_every_steps": 10**6,
     }
-
-
-def _prepare(log: Path, dataset: str) -> None:
-    call = [sys.executable, "-m", "ray_jobs.cli", "prepare", "--input", str(log), "--output", dataset]
-    result = subprocess.run(call, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if result.returncode:
-        raise RuntimeError(f"{' '.join(call)} failed:\n{result.stdout}")
 
 
 def _rates(steps: list[list[float]]) -> dict[str, float]:

@@ -66,8 +66,8 @@ class PeakMemory:
     """While it is open, a thread samples the memory of all descendants together."""
 
     def __init__(self) -> None:
-        self.bytes = 0
-        """The most that was seen."""
+        self.samples: list[tuple[float, int]] = []
+        """Time by the system's monotonic clock, bytes."""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -81,6 +81,11 @@ class PeakMemory:
         self._done.set()
         self._thread.join()
 
+    @property
+    def bytes(self) -> int:
+        """The most that was seen."""
+        return max((size for _, size in self.samples), default=0)
+
     def _watch(self) -> None:
         while not self._done.wait(SECONDS_BETWEEN_SAMPLES):
-            self.bytes = max(self.bytes, sum(map(memory_of, descendants())))
+            self.samples.append((time.monotonic(), sum(map(memory_of, descendants()))))

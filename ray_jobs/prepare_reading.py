@@ -19,7 +19,7 @@ from recgpt.errors import UserError
 from recgpt.progress import progress_bar
 from recgpt.schema import QUARANTINE_FOLDER, USER_ID
 
-BAD_ROWS_SHOWN = 50
+BAD_ROWS_SHOWN = 20
 BAD_FILES_FILE = "files.json"
 
 

@@ -25,6 +25,7 @@ from recgpt.data.sources import (
     UnreadableFile,
     check_kinds_of_time,
     open_file,
+    unreadable_if_broken,
 )
 from recgpt.data.times import Unit, recognise_unit
 from recgpt.errors import UserError
@@ -81,10 +82,10 @@ def _find_files(pattern: str) -> list[str]:
 def _visible_files(filesystem: AbstractFileSystem, path: str, folder: str) -> list[str]:
     """The files at or below ``path``, but for names below ``folder`` with a dot or an underscore in front.
 
-    These are markers and leftovers, not data.
+    These are markers and leftovers, not data; so is an object whose name ends like a folder's.
     """
     files = filesystem.find(path)
-    return [file for file in files if not re.search(r"/[._]", file[len(folder) :])]
+    return [file for file in files if not re.search(r"/[._]|/$", file[len(folder) :])]
 
 
 def partitions_of(url: str) -> dict[str, str | None]:
@@ -102,12 +103,10 @@ def _describe(
     filesystem, path = storage.filesystem_and_path(url)
     size = filesystem.size(path)
     try:
-        return _description(url, size, format, names, time_unit)
+        with unreadable_if_broken("cannot be read"):
+            return _description(url, size, format, names, time_unit)
     except UnreadableFile as error:
-        reason = str(error)
-    except (pa.ArrowException, UnicodeDecodeError, OSError, EOFError) as error:
-        reason = f"cannot be read: {' '.join(str(error).split())}"
-    return BadFile(url, reason, size)
+        return BadFile(url, str(error), size)
 
 
 def _description(

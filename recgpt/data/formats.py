@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from recgpt.data.arrow import combine, list_arrays
 from recgpt.data.dataset import history_columns
-from recgpt.data.sources import Source, UnreadableFile, open_file
+from recgpt.data.sources import Source, open_file, unreadable_if_broken
 from recgpt.schema import ITEM_INDICES, TIMESTAMPS, USER_ID
 
 _BYTES_AT_ONCE = 1 << 25  # of a text file
@@ -48,18 +48,15 @@ def read_batches(
     Raises ``UnreadableFile`` if the file cannot be read to its end.
     """
     readers = {"csv": _read_text_table, "recbole": _read_text_table, "sequences": _read_sequences}
-    try:
-        with open_file(source.url, source.compressed) as file:
-            if source.format == "parquet":
-                yield from _read_parquet(file, source, row_groups)
-            elif source.format == "dataset":
-                assert item_ids is not None
-                yield from _read_histories(file, row_groups, item_ids)
-            else:
-                yield from readers[source.format](file, source)
-    except (pa.ArrowException, UnicodeDecodeError, OSError, EOFError) as error:
-        message = " ".join(str(error).split())
-        raise UnreadableFile(f"cannot be read as {source.format}: {message}") from None
+    problem = f"cannot be read as {source.format}"
+    with unreadable_if_broken(problem), open_file(source.url, source.compressed) as file:
+        if source.format == "parquet":
+            yield from _read_parquet(file, source, row_groups)
+        elif source.format == "dataset":
+            assert item_ids is not None
+            yield from _read_histories(file, row_groups, item_ids)
+        else:
+            yield from readers[source.format](file, source)
 
 
 def _read_parquet(file: IO[bytes], source: Source, row_groups: Sequence[int] | None) -> Iterator[RawBatch]:

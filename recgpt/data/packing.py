@@ -116,25 +116,27 @@ class LaneBatches:
     def __init__(self, budget: int, max_history: int):
         self._budget = budget
         self._max_history = max_history
-        self._waiting = Histories.empty()
-        self._ends = np.empty(0, np.int64)  # running sum of tokens over the waiting histories
+        self._histories = Histories.empty()
+        self._tokens_before = np.zeros(1, np.int64)  # [B + 1], tokens in the histories before each one
+        self._taken = 0  # of the histories, those that batches have had
 
     def add(self, histories: Histories) -> None:
-        self._waiting = Histories.concatenate([self._waiting, histories])
-        self._ends = np.cumsum(self._waiting.num_tokens(self._max_history))
+        waiting = self._histories.slice(self._taken, len(self._histories))
+        self._histories = Histories.concatenate([waiting, histories])
+        self._tokens_before = offsets_of(self._histories.num_tokens(self._max_history))
+        self._taken = 0
 
     def has_full_batch(self) -> bool:
         """True if what follows cannot change the next batch."""
-        return len(self._ends) > 0 and self._ends[-1] > self._budget
+        return self._tokens_before[-1] - self._tokens_before[self._taken] > self._budget
 
     def next_batch(self) -> Histories:
         """The next batch; empty if nothing is waiting."""
-        count = int(np.searchsorted(self._ends, self._budget, side="right"))
-        count = min(max(count, 1), len(self._ends))
-        batch = self._waiting.slice(0, count)
-        self._waiting = self._waiting.slice(count, len(self._waiting))
-        self._ends = self._ends[count:] - (self._ends[count - 1] if count else 0)
-        return batch
+        # A batch costs what it holds, however much is waiting: nothing here goes over all of it.
+        limit = self._tokens_before[self._taken] + self._budget
+        first, end = self._taken, int(np.searchsorted(self._tokens_before, limit, side="right")) - 1
+        self._taken = min(max(end, first + 1), len(self._histories))
+        return self._histories.slice(first, self._taken)
 
 
 @dataclass

@@ -1,8 +1,11 @@
 """The files of an interaction log: what is known of each, and how it is opened."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Literal
+
+import pyarrow as pa
 
 from recgpt import storage
 from recgpt.data.dataset import HistoryDataset
@@ -23,6 +26,20 @@ CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
 
 class UnreadableFile(Exception):
     """A file that cannot be read as a log; the message is the reason, without the file's name."""
+
+
+@contextlib.contextmanager
+def unreadable_if_broken(problem: str) -> Iterator[None]:
+    """Turns errors about the content of a file into ``UnreadableFile``; ``problem`` begins its message.
+
+    Errors of the system or the object store, which have a number, pass: the file may be a good one.
+    """
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError, OSError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UnreadableFile(f"{problem}: {' '.join(str(error).split())}") from None
 
 
 @dataclass(frozen=True)

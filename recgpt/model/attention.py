@@ -1,15 +1,17 @@
 """Causal self-attention over histories that lie end to end, with a key/value cache for recall.
 
-Shapes: T tokens of all histories, B histories, L the longest of them, H heads, K width per head,
-D = H * K. Suffixes of names give the shape: ``query_TD``.
+Shapes: T tokens of all histories, B histories, L the longest of them, N histories that have one length L,
+H heads, K width per head, D = H * K; 3 stands for query, key and value. Suffixes of names give the shape.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 
 
 def offsets_of_lengths(length_B: Tensor) -> Tensor:
@@ -35,21 +37,14 @@ class Layout:
         return cls(offsets, row, position, int(lengths.max()) if len(lengths) else 0)
 
     @cached_property
-    def buckets(self) -> list[tuple[Tensor, "Layout"]]:
-        """Histories of similar length (up to 1, 2, 4, 8 ...) together: their tokens (int64) and layout."""
+    def by_length(self) -> "ByLength":
+        """The same tokens, histories of one length together."""
         length_B = self.offsets.diff()
-        exponent_B = torch.log2(length_B.clamp(min=1).double()).ceil()
-        exponents = exponent_B.unique().tolist()
-        if len(exponents) < 2:
-            return [(torch.arange(len(self.row), device=self.row.device), self)]
-        chosen = [exponent_B == exponent for exponent in exponents]
-        return [
-            (
-                chosen_B[self.row].nonzero().squeeze(1),
-                Layout.from_offsets(offsets_of_lengths(length_B[chosen_B])),
-            )
-            for chosen_B in chosen
-        ]
+        token_T = length_B[self.row].sort(stable=True).indices
+        lengths, numbers = length_B[length_B > 0].unique(return_counts=True)
+        return ByLength(
+            token_T, token_T.argsort(), list(zip(numbers.tolist(), lengths.tolist(), strict=True))
+        )
 
     @property
     def num_histories(self) -> int:
@@ -67,6 +62,15 @@ class Layout:
 
 
 @dataclass
+class ByLength:
+    """An order of the tokens of a packed batch in which histories of one length stand side by side."""
+
+    token_T: Tensor  # int64, the token at each place
+    place_T: Tensor  # int64, the place of each token
+    groups: list[tuple[int, int]]  # (histories, their length), in order
+
+
+@dataclass
 class KeyValueCache:
     """Keys and values of one layer, with room for the items that recall will append."""
 
@@ -75,11 +79,7 @@ class KeyValueCache:
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a token sees itself and earlier tokens of its own history.
-
-    Tokens are padded to [B, L] only inside: padding stands at the end, where a causal mask
-    already hides it from every real token, so no further mask is needed.
-    """
+    """Multi-head attention in which a token sees itself and earlier tokens of its own history."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -89,15 +89,23 @@ class CausalSelfAttention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
-        # Cost follows the padded length squared, and most histories are much shorter than the longest.
-        query_key_value_TX = self.query_key_value(x_TD)
-        parts = [self._attend(query_key_value_TX[tokens], part)[0] for tokens, part in layout.buckets]
-        place_T = torch.cat([tokens for tokens, _ in layout.buckets]).argsort()
-        return self.output(torch.cat(parts)[place_T])
+        qkv_T3HK = self.query_key_value(x_TD).view(-1, 3, self.heads, self.head_width)
+        if not len(x_TD):
+            attended_THK = qkv_T3HK[:, 2]  # every parameter gets a gradient all the same
+        elif _kernel_for_packed_takes(qkv_T3HK):
+            attended_THK = attend_packed(qkv_T3HK, layout)
+        else:
+            attended_THK = attend_by_length(qkv_T3HK, layout)
+        return self.output(attended_THK.flatten(1))
 
     def prefill(self, x_TD: Tensor, layout: Layout, extra: int) -> tuple[Tensor, KeyValueCache]:
         """As ``forward``, and keep keys and values with room for ``extra`` more tokens a history."""
-        attended_TD, key_BHLK, value_BHLK = self._attend(self.query_key_value(x_TD), layout)
+        # The cache is padded to [B, L] in any case. Padding stands at the end, where a causal mask hides
+        # it from every real token.
+        qkv_T3HK = self.query_key_value(x_TD).view(-1, 3, self.heads, self.head_width)
+        query_BHLK, key_BHLK, value_BHLK = layout.pad(qkv_T3HK).permute(2, 0, 3, 1, 4)
+        attended_BHLK = _attention(query_BHLK, key_BHLK, value_BHLK, visible=None)
+        attended_TD = layout.unpad(attended_BHLK.transpose(1, 2)).flatten(1)
         room = (0, 0, 0, extra)
         return self.output(attended_TD), KeyValueCache(F.pad(key_BHLK, room), F.pad(value_BHLK, room))
 
@@ -114,13 +122,39 @@ class CausalSelfAttention(nn.Module):
         attended_BH1K = _attention(query_BHK[:, :, None], cache.key_BHSK, cache.value_BHSK, visible_B11S)
         return self.output(attended_BH1K.reshape(x_BD.shape))
 
-    def _attend(self, query_key_value_TX: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-        """Attended values [T, D], and keys and values [B, H, L, K]; X = 3 * D."""
-        qkv_BL3HK = layout.pad(query_key_value_TX.view(-1, 3, self.heads, self.head_width))
-        query_BHLK, key_BHLK, value_BHLK = (part.transpose(1, 2) for part in qkv_BL3HK.unbind(2))
-        attended_BHLK = _attention(query_BHLK, key_BHLK, value_BHLK, visible=None)
-        attended_TD = layout.unpad(attended_BHLK.transpose(1, 2)).flatten(1)
-        return attended_TD, key_BHLK, value_BHLK
+
+def attend_by_length(qkv_T3HK: Tensor, layout: Layout) -> Tensor:
+    """Causal attention inside each history, [T, H, K]; those of one length are a batch without padding."""
+    order = layout.by_length
+    parts = qkv_T3HK[order.token_T].split([number * length for number, length in order.groups])
+    attended = []
+    for part, group in zip(parts, order.groups, strict=True):
+        query_NHLK, key_NHLK, value_NHLK = part.unflatten(0, group).permute(2, 0, 3, 1, 4)
+        attended_NHLK = _attention(query_NHLK, key_NHLK, value_NHLK, visible=None)
+        attended.append(attended_NHLK.transpose(1, 2).flatten(0, 1))
+    return torch.cat(attended)[order.place_T]
+
+
+def attend_packed(qkv_T3HK: Tensor, layout: Layout) -> Tensor:
+    """The same by one kernel that takes histories as they lie; see ``_kernel_for_packed_takes``."""
+    query_THK, key_THK, value_THK = qkv_T3HK.unbind(1)
+    offsets, longest = layout.offsets.int(), layout.longest
+    window = (-1, 0)  # a token sees all before it and none after
+    attended_THK = varlen_attn(
+        query_THK, key_THK, value_THK, offsets, offsets, longest, longest, window_size=window
+    )
+    return cast(Tensor, attended_THK)
+
+
+def _kernel_for_packed_takes(qkv_T3HK: Tensor) -> bool:
+    """FlashAttention computes on CUDA from Ampere on, in half precision, with heads of certain widths."""
+    return (
+        qkv_T3HK.is_cuda
+        and qkv_T3HK.dtype in (torch.bfloat16, torch.float16)
+        and qkv_T3HK.shape[-1] % 8 == 0
+        and qkv_T3HK.shape[-1] <= 256
+        and torch.cuda.get_device_capability(qkv_T3HK.device) >= (8, 0)
+    )
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:

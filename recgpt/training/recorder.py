@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from tensorboardX import SummaryWriter
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from recgpt.training.trainer import TrainingState
 
 Report = Callable[[dict[str, Any]], None]
+Step = TypeVar("Step")
 LOG_EVERY_STEPS = 20
 
 
@@ -34,7 +35,8 @@ class Recorder:
         self._report = report
         self._epoch_done = epoch_done
         self._lines: list[dict[str, Any]] = []
-        self._sums = torch.zeros(2, dtype=torch.float64)  # loss, targets
+        self._sums = torch.zeros(3, dtype=torch.float64)  # loss, targets, seconds of waiting
+        self._waited = 0.0
         self._since = time.monotonic()
         self._events: SummaryWriter | None = None
 
@@ -47,6 +49,16 @@ class Recorder:
         self._lines = run_folder.read_metrics(self._folder, step) if collectives.rank() == 0 else []
         self._restart_interval()
 
+    def waiting_for(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """The same steps; the time until each is there counts as waiting for data."""
+        while True:
+            begun = time.monotonic()
+            step = next(steps, None)
+            self._waited += time.monotonic() - begun
+            if step is None:
+                return
+            yield step
+
     def step(self, state: "TrainingState", loss_sum: torch.Tensor, num_targets: int, rate: float) -> None:
         """Count a step; every ``LOG_EVERY_STEPS`` a line with the mean loss per target since the last one."""
         # Where the loss is: the step need not wait for it, and NCCL reduces nothing else.
@@ -55,7 +67,8 @@ class Recorder:
         self._sums[1] += num_targets / collectives.world_size()
         if state.step % LOG_EVERY_STEPS:
             return
-        loss, targets = collectives.sum_over_ranks(self._sums.clone()).tolist()
+        self._sums[2] = self._waited / collectives.world_size()
+        loss, targets, waited = collectives.sum_over_ranks(self._sums.clone()).tolist()
         if not math.isfinite(loss):
             raise UserError(
                 f"training diverged: the loss is not finite at step {state.step} of {state.stage}; "
@@ -71,6 +84,7 @@ class Recorder:
                 "loss": loss / targets,
                 "learning_rate": rate,
                 "targets_per_second": targets / seconds,
+                "waiting_share": waited / seconds,
             },
         )
 
@@ -88,6 +102,7 @@ class Recorder:
 
     def _restart_interval(self) -> None:
         self._sums.zero_()
+        self._waited = 0.0
         self._since = time.monotonic()
 
     def _write(self, state: "TrainingState", figures: dict[str, Any]) -> None:

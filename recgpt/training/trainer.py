@@ -22,7 +22,7 @@ from recgpt.distributed import collectives
 from recgpt.distributed.sharded_table import ShardedTable, gradient_norm
 from recgpt.distributed.table_optimizer import RowOptimizer, row_optimizer
 from recgpt.errors import UserError
-from recgpt.training import checkpoint, export
+from recgpt.training import checkpoint, export, start
 from recgpt.training.engine import DenseEngine, init_process_group, read_deepspeed_config
 from recgpt.training.model import TrainingBatch, build_model
 from recgpt.training.prompts import plain_batch, prompted_batch
@@ -53,6 +53,7 @@ def train(
     folder: str,
     read_units: ReadUnits,
     recorder: Recorder,
+    start_from: str | None = None,
 ) -> dict[str, Any]:
     """Train all stages in ``folder``, going on from its newest checkpoint, and export the best model.
 
@@ -60,12 +61,14 @@ def train(
 
     Args:
         read_units: gives the histories of ``ReadUnit``s in order, as ``recgpt.data.plan.read_unit`` does.
+        start_from: folder of an exported model that fits (``start.find_start``), whose weights the run
+            begins with; initial ones if not given. A run that has a checkpoint does not read it again.
 
     Returns for each stage its best validation value, the checkpoint that reached it, epochs and last step.
     """
     torch.set_num_threads(settings.threads_per_worker)
     init_process_group()
-    trainer = Trainer(settings, dataset, folder, read_units, recorder)
+    trainer = Trainer(settings, dataset, folder, read_units, recorder, start_from)
     # One rank looks: a shared file system may show the newest folder to some ranks only.
     newest = collectives.gather_objects(checkpoint.newest(folder))[0]
     if newest:
@@ -95,12 +98,14 @@ class Trainer:
         folder: str,
         read_units: ReadUnits,
         recorder: Recorder,
+        start_from: str | None,
     ):
         self.settings = settings
         self.dataset = dataset
         self.folder = folder
         self.read_units = read_units
         self.recorder = recorder
+        self.start_from = start_from
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.lanes = list(range(settings.data.lanes))[collectives.rank() :: collectives.world_size()]
         time_bounds = resolve_time_bounds(settings.data.split, dataset.manifest)
@@ -112,7 +117,7 @@ class Trainer:
     # Stages
 
     def start_stage(self, stage: str, weights_from: str | None) -> None:
-        """Begin a stage with fresh moments, from the weights of a checkpoint or from initial ones."""
+        """Begin a stage with fresh moments, from the weights of a checkpoint or those of the run's start."""
         self.state = TrainingState(
             stage,
             step=self.state.step,
@@ -153,7 +158,7 @@ class Trainer:
     # Epochs and steps
 
     def _run_epoch(self) -> None:
-        for lane_step in self._steps_of_epoch():
+        for lane_step in self.recorder.waiting_for(self._steps_of_epoch()):
             num_targets, num_users = self._agree(lane_step)
             if not num_users:
                 return
@@ -279,6 +284,8 @@ class Trainer:
         self.model = build_model(self.settings, self.dataset, self.device)
         if weights_from:
             self.model.load_state_dict(checkpoint.load_dense(self.folder, weights_from))
+        elif self.start_from:
+            start.load_start(self.start_from, self.model)
         optimizer = self._stage_settings.optimizer
         deepspeed = read_deepspeed_config(self.settings.deepspeed)
         self._engine = DenseEngine(self.model, optimizer, deepspeed, self.settings.data.micro_batches)

@@ -53,7 +53,7 @@ class Validator:
         ]
         histories = Histories.concatenate([Histories.from_table(table) for table in tables])
         targets = np.concatenate([np.empty(0, np.int64), *(table[TARGET].to_numpy() for table in tables)])
-        # Similar lengths side by side: attention inside a batch is padded to the longest.
+        # Similar lengths side by side: attention takes the histories of each length together.
         order = np.argsort(np.diff(histories.offsets), kind="stable")
         self._batches = [
             (histories.select(part), torch.from_numpy(targets[part].astype(np.int64)))

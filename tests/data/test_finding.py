@@ -1,5 +1,6 @@
 """Finding the files of a log, recognising their formats, and the errors for what is wrong with them."""
 
+import errno
 import gzip
 
 import pyarrow as pa
@@ -183,6 +184,15 @@ def test_a_truncated_parquet_file_is_no_source(tmp_path):
     pq.write_table(pa.table({c: list(range(1000)) for c in ("user_id", "item_id", "timestamp")}), path)
     path.write_bytes(path.read_bytes()[:-100])
     assert "cannot be read" in reason(path)
+
+
+def test_a_file_that_the_system_withholds_is_no_bad_file(tmp_path, monkeypatch):
+    def withheld(url, compressed):
+        raise PermissionError(errno.EACCES, "Permission denied", url)
+
+    monkeypatch.setattr("recgpt.data.finding.open_file", withheld)
+    with pytest.raises(PermissionError):
+        find(write(tmp_path / "log.csv", "user_id,item_id,timestamp\n1,2,3\n"))
 
 
 def test_inputs_that_are_not_there(tmp_path):

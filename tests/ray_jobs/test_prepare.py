@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import random
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.csv
@@ -12,6 +14,7 @@ import pytest
 from ray_jobs.prepare import run_prepare
 from recgpt.data.dataset import HistoryDataset
 from recgpt.errors import UserError
+from tests.ray_jobs import two_nodes
 from tests.ray_jobs.logs import histories_by_user, log_table, random_log, reference
 
 pytestmark = pytest.mark.ray
@@ -85,6 +88,20 @@ def test_order_of_files_and_rows_and_their_formats_do_not_matter(local_ray, tmp_
     for file in ("vocabulary.parquet", *(file.path for file in whole.files)):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert histories_by_user(tmp_path / "b") == reference(log, min_item=3)
+
+
+def test_two_nodes_write_what_one_writes(local_ray, tmp_path, monkeypatch):
+    monkeypatch.setattr("recgpt.data.preparation.ROWS_PER_PIECE", two_nodes.ROWS_PER_PIECE)
+    monkeypatch.setattr("ray_jobs.prepare_pipeline.INTERACTIONS_PER_PART", two_nodes.PART)
+    (tmp_path / "log").mkdir()
+    for number in range(6):
+        log = [row for row in random_log(number, rows=1500) if None not in row]
+        pq.write_table(log_table(log), tmp_path / "log" / f"{number}.parquet")
+    one = run_prepare([str(tmp_path / "log")], str(tmp_path / "one"))
+    call = [sys.executable, "-m", "tests.ray_jobs.two_nodes", str(tmp_path / "log"), str(tmp_path / "two")]
+    subprocess.run(call, check=True, capture_output=True, timeout=120)
+    assert len(one.files) == 8
+    assert HistoryDataset.open(str(tmp_path / "two")).manifest == one
 
 
 def test_ids_are_strings_if_one_file_has_other_tokens(local_ray, tmp_path):

@@ -230,6 +230,39 @@ def test_another_number_of_workers_goes_on_from_the_same_state(dataset, run_rank
     )
 
 
+def steps_of_rank(dataset_url: str, folder: str) -> None:
+    """Write which steps this rank took, and with how much loss of its own: none without data."""
+    dataset = HistoryDataset.open(dataset_url)
+    settings = from_dict(TrainSettings, SETTINGS | {"stages": ["pretrain"]}, "test")
+    taken = []
+
+    class Steps(Recorder):
+        def step(self, state, loss_sum, *arguments):
+            super().step(state, loss_sum, *arguments)
+            taken.append((state.epoch, state.step, float(loss_sum)))
+
+    def read(units):
+        return (read_unit(dataset, unit, settings.data.split, None) for unit in units)
+
+    train(settings, dataset, folder, read, Steps(folder, lambda line: None, lambda metrics: None))
+    Path(folder, f"steps-{collectives.rank()}.json").write_text(json.dumps(taken))
+
+
+@pytest.mark.distributed
+def test_all_ranks_take_every_step_also_one_that_has_nothing_left(write_dataset, run_ranks, tmp_path):
+    """Four lanes over three ranks: the first has two of them, and all have other lengths."""
+    (tmp_path / "dataset").mkdir()
+    histories = {user: [(user + place) % NUM_ITEMS for place in range(3 + user % 9)] for user in range(41)}
+    run = tmp_path / "run"
+    run.mkdir()
+    run_ranks(steps_of_rank, 3, write_dataset(tmp_path / "dataset", histories).url, str(run))
+    ranks = [json.loads((run / f"steps-{rank}.json").read_text()) for rank in range(3)]
+    steps = [[(epoch, step) for epoch, step, _ in taken] for taken in ranks]
+    assert steps[0] == steps[1] == steps[2]
+    assert {epoch for epoch, _ in steps[0]} == {0, 1, 2}
+    assert any(loss == 0 for taken in ranks for _, _, loss in taken), "a rank had nothing left"
+
+
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory):
     """A process group of this process alone; once, because DeepSpeed remembers the first for good."""
