@@ -1,4 +1,4 @@
-"""Measurements that several processes make together, one rank each, joined by gloo, one thread each.
+"""Measurements that several processes make together, one rank each, joined by gloo.
 
     python -m benchmarks.ranks MODULE:FUNCTION FOLDER RANK WORLD_SIZE
 
@@ -24,16 +24,16 @@ SECONDS_BETWEEN_LOOKS = 0.05
 
 
 def run_ranks(
-    function: str, python: str = sys.executable, world_size: int = 2, **arguments: Any
+    function: str, python: str = sys.executable, world_size: int = 2, threads: int = 1, **arguments: Any
 ) -> list[Any]:
-    """Call ``MODULE:FUNCTION`` in fresh processes; returns what each rank returned.
+    """Call ``MODULE:FUNCTION`` in fresh processes of ``threads`` each; returns what each rank returned.
 
     Arguments and results are JSON values. Raises ``RuntimeError`` with the output of a rank that failed.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "arguments.json").write_text(json.dumps(arguments))
-        ranks = [_start(function, python, folder, rank, world_size) for rank in range(world_size)]
+        ranks = [_start(function, python, folder, rank, world_size, threads) for rank in range(world_size)]
         # A rank that fails leaves the others waiting for it: whoever fails first ends all.
         try:
             while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
@@ -49,11 +49,13 @@ def run_ranks(
         return [json.loads((folder / f"result-{rank}").read_text()) for rank in range(world_size)]
 
 
-def _start(function: str, python: str, folder: Path, rank: int, world_size: int) -> "subprocess.Popen[bytes]":
+def _start(
+    function: str, python: str, folder: Path, rank: int, world_size: int, threads: int
+) -> "subprocess.Popen[bytes]":
     environment = {
         **os.environ,
         "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
         "LOCAL_RANK": str(rank),  # DeepSpeed asks for it
     }
     call = [python, "-m", "benchmarks.ranks", function, str(folder), str(rank), str(world_size)]
@@ -67,7 +69,7 @@ def _run_rank(function: str, folder: Path, rank: int, world_size: int) -> None:
     import torch
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     module, name = function.split(":")
     call = getattr(importlib.import_module(module), name)
     store = f"file://{folder / 'store'}"

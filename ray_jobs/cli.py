@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ray_jobs import evaluate, generate, prepare, quickstart, train
+from ray_jobs import evaluate, generate, index, prepare, quickstart, show, train, verify_candidates
 from ray_jobs.command_line import new_app
 from ray_jobs.runtime import run_command
 from recgpt import __version__
@@ -35,8 +35,8 @@ def recgpt(
         typer.echo(context.get_help())
 
 
-for module in (prepare, train, generate, evaluate, quickstart):
-    app.command(module.__name__.rsplit(".", 1)[-1])(module.command)
+for module in (prepare, train, index, generate, verify_candidates, show, evaluate, quickstart):
+    app.command(module.__name__.rsplit(".", 1)[-1].replace("_", "-"))(module.command)
 
 
 def main() -> None:

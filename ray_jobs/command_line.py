@@ -38,13 +38,33 @@ OutputOption = Annotated[
     ),
 ]
 ActorsOption = Annotated[
-    int,
+    str,
     typer.Option(
         "--actors",
+        metavar="N|MIN:MAX",
+        help="Processes that recall at the same time, each on one CPU with a copy of the model. Between MIN "
+        "and MAX there are more the more work waits, for which a cluster that scales adds machines. "
+        "Example: --actors 1:8",
+    ),
+]
+IndexShardsOption = Annotated[
+    int,
+    typer.Option(
+        "--index-shards",
         metavar="N",
-        min=1,
-        help="Processes that recall at the same time, each on one CPU with a copy of the model. "
-        "Example: --actors 4",
+        min=0,
+        help="For catalogues that do not fit one actor: N more actors, each on one CPU, hold the item table "
+        "between them. 0: each actor has all of it. Example: --index-shards 4",
+    ),
+]
+UsersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--users",
+        metavar="FILE",
+        help="Only the users in this file (path or s3:// URL): text with one id per line, or Parquet "
+        "with a column user_id. Example: --users users.txt",
+        show_default="all users of the dataset",
     ),
 ]
 OverwriteOption = Annotated[

@@ -6,13 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ray_jobs.actor_pool import run_on_actors
-from ray_jobs.command_line import ActorsOption, DatasetOption, DebugOption, ModelOption, verb_app
+from ray_jobs.actor_pool import ONE_ACTOR, ActorRange, run_on_actors
+from ray_jobs.command_line import (
+    ActorsOption,
+    DatasetOption,
+    DebugOption,
+    IndexShardsOption,
+    ModelOption,
+    verb_app,
+)
+from ray_jobs.job_index import job_index
 from ray_jobs.runtime import run_command, start_ray
 from recgpt.errors import UserError
 from recgpt.progress import progress_bar
 
 if TYPE_CHECKING:
+    from ray_jobs.job_index import JobIndex
     from recgpt.config import RecallSettings, SplitSettings
     from recgpt.data.dataset import HistoryDataset, RowGroup
     from recgpt.evaluation.protocol import HeldOutPart
@@ -40,7 +49,8 @@ def command(
             show_default="only a table is printed",
         ),
     ] = None,
-    actors: ActorsOption = 1,
+    actors: ActorsOption = "1",
+    index_shards: IndexShardsOption = 0,
     baselines: Annotated[
         bool,
         typer.Option(
@@ -61,7 +71,15 @@ def command(
     from recgpt.evaluation.report import print_result
 
     print_result(
-        run_evaluate(model, dataset, split=split, json_file=json_file, actors=actors, baselines=baselines)
+        run_evaluate(
+            model,
+            dataset,
+            split=split,
+            json_file=json_file,
+            actors=ActorRange.parse(actors),
+            index_shards=index_shards,
+            baselines=baselines,
+        )
     )
 
 
@@ -71,7 +89,8 @@ def run_evaluate(
     *,
     split: "HeldOutPart" = "test",
     json_file: str | None = None,
-    actors: int = 1,
+    actors: ActorRange = ONE_ACTOR,
+    index_shards: int = 0,
     baselines: bool = True,
 ) -> dict[str, Any]:
     """Evaluate a model; returns, and with ``json_file`` also writes, the metrics and what they belong to.
@@ -100,10 +119,11 @@ def run_evaluate(
             "the one the model was trained on; held-out items may have been in its training",
             err=True,
         )
-    start_ray(min_cpus=actors + 1)
+    start_ray(min_cpus=actors.least + index_shards + 1)
     baseline_job = _start_baselines(histories, info.split, split, info.recall) if baselines else None
-    evaluator = (model_url, histories, info.split, split, variants)
-    ranks = _recall_ranks(evaluator, histories.row_groups, actors)
+    with job_index(model_url, info.recall.block_items, index_shards) as index:
+        evaluator = (model_url, histories, info.split, split, variants, index)
+        ranks = _recall_ranks(evaluator, histories.row_groups, actors)
     num_users = len(ranks[SERVED])
     if not num_users:
         raise UserError(
@@ -141,12 +161,14 @@ class RecallEvaluator:
         split: "SplitSettings",
         part: "HeldOutPart",
         variants: "dict[str, RecallSettings]",
+        index: "JobIndex",
     ):
         self.model_url = model_url
         self.dataset = dataset
         self.split = split
         self.part = part
         self.variants = variants
+        self.index = index
 
     @cached_property
     def recalls(self) -> "dict[tuple[int, ...], AutoregressiveRecall]":
@@ -158,9 +180,9 @@ class RecallEvaluator:
 
         torch.set_num_threads(1)
         settings_of = {settings.quotas: settings for settings in self.variants.values()}
-        loaded = load_recall(self.model_url, next(iter(settings_of.values())))
+        loaded = load_recall(self.model_url, next(iter(settings_of.values())), index=self.index.load())
         return {
-            quotas: AutoregressiveRecall(loaded.gpt, loaded.index, loaded.table_RD, settings)
+            quotas: AutoregressiveRecall(loaded.gpt, loaded.index, settings)
             for quotas, settings in settings_of.items()
         }
 
@@ -177,12 +199,13 @@ class RecallEvaluator:
             yield num_users, {name: ranks[settings.quotas] for name, settings in self.variants.items()}
 
 
-def _recall_ranks(evaluator: tuple[Any, ...], row_groups: "list[RowGroup]", actors: int) -> dict[str, Any]:
+def _recall_ranks(
+    evaluator: tuple[Any, ...], row_groups: "list[RowGroup]", actors: ActorRange
+) -> dict[str, Any]:
     """Ranks of all users, float64 [U], by variant."""
     import numpy as np
 
     pieces: dict[int, list[dict[str, Any]]] = {number: [] for number in range(len(row_groups))}
-    actors = min(actors, len(row_groups))
     with progress_bar("evaluate", sum(row_group.rows for row_group in row_groups), "users") as bar:
         for number, (num_users, ranks) in run_on_actors(
             RecallEvaluator, evaluator, "ranks", row_groups, actors

@@ -1,38 +1,34 @@
 """`recgpt generate`: Ray actors recall candidates, one part file per row group of the dataset."""
 
-from collections.abc import Iterator, Sequence
+import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ray_jobs.actor_pool import run_on_actors
+from ray_jobs.actor_pool import ONE_ACTOR, ActorRange, run_on_actors
 from ray_jobs.command_line import (
     ActorsOption,
     DatasetOption,
     DebugOption,
+    IndexShardsOption,
     ModelOption,
     OutputOption,
     OverwriteOption,
+    UsersOption,
     verb_app,
 )
+from ray_jobs.job_index import job_index
+from ray_jobs.recall_worker import RecallWorker
 from ray_jobs.runtime import run_command, start_ray
 from recgpt import storage
 from recgpt.errors import UserError
 from recgpt.progress import progress_bar
-from recgpt.schema import ITEM_INDICES, USER_HASH, USER_ID
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from recgpt.config import RecallSettings
-    from recgpt.data.dataset import HistoryDataset
-    from recgpt.data.vocabulary import Vocabulary
-    from recgpt.retrieval.autoregressive import AutoregressiveRecall
-    from recgpt.retrieval.candidates import CandidateFile
-    from recgpt.retrieval.user_selection import WorkUnit
-
-USERS_PER_STEP = 1024  # recalled between two reports of progress
+    from recgpt.retrieval.candidate_job import Run
+    from recgpt.retrieval.candidate_plan import CandidatePlan, RecallWishes
+    from recgpt.retrieval.candidates import AskedFor, CandidateFile
 
 
 def run_generate(
@@ -40,111 +36,81 @@ def run_generate(
     dataset: str,
     output: str,
     *,
-    k: int | None = None,
-    quotas: Sequence[int] | None = None,
-    users: str | None = None,
-    actors: int = 1,
-    keep_seen: bool = False,
+    wishes: "RecallWishes | None" = None,
+    asked_for: "AskedFor | None" = None,
+    actors: ActorRange = ONE_ACTOR,
+    index: str | None = None,
+    index_shards: int = 0,
+    price_per_hour: float | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write candidates for all users of a dataset, or for those listed in ``users``; returns the manifest.
+    """Write candidates for the users that are asked for, all by default; returns the manifest.
 
-    ``k``, ``quotas`` and ``keep_seen`` change the model's own recall settings (see ``resolve_recall``).
-    Each actor takes one CPU. What the user can put right raises ``UserError``, nearly always before Ray
-    is started, and leaves what was in ``output`` before as it was.
+    A run that was killed is gone on with by running the same again, and an output that the same job has
+    finished stays as it is. Each actor takes one CPU. ``index``: folder of an approximate index;
+    ``index_shards``: further actors that hold the item table between them (0: each actor has it all).
+    What the user can put right raises ``UserError``, nearly always before Ray is started, and leaves what
+    was in ``output`` before as it was.
     """
-    from recgpt.data.dataset import HistoryDataset
-    from recgpt.model.export import model_fingerprint
-    from recgpt.retrieval.candidates import MadeFrom, finish
-    from recgpt.retrieval.recall_model import model_for_dataset, resolve_recall
-    from recgpt.retrieval.user_selection import all_users, selected_users
+    from recgpt.retrieval import candidate_job
+    from recgpt.retrieval.candidate_plan import RecallWishes, plan_candidates
+    from recgpt.retrieval.candidates import AskedFor, part_name
 
-    histories = HistoryDataset.open(dataset)
-    model_url, info = model_for_dataset(model, histories)
-    recall = resolve_recall(info, k, quotas, keep_seen)
+    asked_for = asked_for or AskedFor()
     output = storage.absolute(output)
-    storage.check_output_apart(output, dataset, model, *([] if users is None else [users]))
-    storage.check_output_is_free(output, overwrite)
-    units = all_users(histories) if users is None else selected_users(histories, users)
-    made_from = MadeFrom(
-        model=model_url,
-        model_fingerprint=model_fingerprint(model_url),
-        dataset=histories.url,
-        dataset_fingerprint=histories.fingerprint,
-        vocabulary_fingerprint=info.vocabulary_fingerprint,
-    )
-    actors = min(actors, len(units))
-    start_ray(min_cpus=actors + 1)
-    with storage.staged_output(output, overwrite) as folder:
-        files = []
-        arguments = (model_url, histories, folder, recall)
-        with progress_bar("generate", sum(unit.num_users for unit in units), "users") as bar:
-            for _, done in run_on_actors(RecallWorker, arguments, "write_candidates", units, actors):
-                if isinstance(done, int):
-                    bar.update(done)
-                else:
-                    files.append(done)
-        return asdict(finish(folder, files, recall, made_from))
+    storage.check_output_apart(output, dataset, model, *([index] if index else []), *asked_for.sources)
+    plan = plan_candidates(model, dataset, wishes or RecallWishes(), asked_for, index)
+    finished = candidate_job.finished_manifest(output, plan.job, check=overwrite)
+    if finished is not None:
+        candidate_job.clear_after(output)
+        typer.echo(f"{output} is finished already, by the same command; nothing is done")
+        return asdict(finished)
+    run = candidate_job.begin(output, plan.job, {part_name(unit.part) for unit in plan.units}, overwrite)
+    for warning in plan.warnings:
+        typer.echo(f"recgpt: warning: {warning}", err=True)
+    if run.done:
+        typer.echo(f"{len(run.done)} of {len(plan.units)} parts are finished already; going on", err=True)
+    manifest = plan.manifest([*run.done, *_recall(plan, run, actors, index_shards, price_per_hour)])
+    candidate_job.finish_job(run, output, manifest)
+    return asdict(manifest)
 
 
-class RecallWorker:
-    """What one actor does: loads the model once, then turns row groups of histories into part files."""
+def _recall(
+    plan: "CandidatePlan", run: "Run", actors: ActorRange, index_shards: int, price_per_hour: float | None
+) -> "list[CandidateFile]":
+    """Write the parts that no earlier run has written."""
+    from recgpt.retrieval.candidates import part_name
 
-    def __init__(self, model_url: str, dataset: "HistoryDataset", folder: str, recall: "RecallSettings"):
-        import torch
+    done = {file.path for file in run.done}
+    units = [unit for unit in plan.units if part_name(unit.part) not in done]
+    if not units:
+        return []
+    started = time.monotonic()
+    start_ray(min_cpus=min(actors.least, len(units)) + index_shards + 1)
+    model_url = plan.made_from.model
+    files = []
+    total, before = sum(unit.num_users for unit in plan.units), sum(file.rows for file in run.done)
+    with (
+        job_index(model_url, plan.recall.block_items, index_shards, plan.index, plan.allowed) as index,
+        progress_bar("generate", total, "users", initial=before) as bar,
+    ):
+        arguments = (model_url, plan.dataset, run, plan.recall, plan.allowed, index)
+        for _, value in run_on_actors(RecallWorker, arguments, "write_candidates", units, actors):
+            if isinstance(value, int):
+                bar.update(value)
+            else:
+                files.append(value)
+            if price_per_hour is not None:
+                bar.set_postfix_str(f"cost {_cost(started, price_per_hour)}", refresh=False)
+    if price_per_hour is not None:
+        hours = (time.monotonic() - started) / 3600
+        typer.echo(f"This run took {hours:.2f} hours and cost {_cost(started, price_per_hour)}")
+    return files
 
-        torch.set_num_threads(1)
-        self.model_url = model_url
-        self.dataset = dataset
-        self.folder = folder
-        self.recall_settings = recall
-        self.vocabulary: Vocabulary | None = None
-        self.recall: AutoregressiveRecall | None = None
 
-    def load(self) -> None:
-        """Load model and vocabulary, once; not while the actor is made, where no error gets out whole."""
-        from recgpt.retrieval.recall_model import load_recall
-
-        if self.recall is None:
-            self.vocabulary = self.dataset.vocabulary()
-            self.recall = load_recall(self.model_url, self.recall_settings)
-
-    def write_candidates(self, unit: "WorkUnit") -> "Iterator[int | CandidateFile]":
-        """Candidates of one unit's users, written under the unit's own name.
-
-        Yields numbers of users as candidates for them are found, and at last the file.
-        """
-        import pyarrow as pa
-
-        from recgpt.retrieval.candidates import write_part
-
-        self.load()  # a no-op, unless the actor was started again after a crash
-        table = self.dataset.read_row_group(unit.row_group, [USER_ID, USER_HASH, ITEM_INDICES])
-        if unit.rows is not None:
-            table = table.take(unit.rows)
-        pieces = []
-        for first in range(0, len(table), USERS_PER_STEP):
-            users = table.slice(first, USERS_PER_STEP)
-            pieces.append(self._candidates(users))
-            yield len(users)
-        yield write_part(self.folder, unit.part, pa.concat_tables(pieces).combine_chunks())
-
-    def _candidates(self, users: "pa.Table") -> "pa.Table":
-        import numpy as np
-        import torch
-
-        from recgpt.data.sequences import history_lists
-        from recgpt.retrieval.candidates import candidates_table
-
-        assert self.recall is not None
-        assert self.vocabulary is not None
-        values, offsets = history_lists(users)
-        recalled = self.recall.recommend(
-            torch.from_numpy(values.astype(np.int64)),
-            torch.from_numpy(offsets),
-            torch.from_numpy(users[USER_HASH].to_numpy().copy()),
-        )
-        return candidates_table(users[USER_ID], recalled, self.vocabulary)
+def _cost(started: float, price_per_hour: float) -> str:
+    """What the machines have cost since an instant of the monotonic clock."""
+    return f"{(time.monotonic() - started) / 3600 * price_per_hour:,.2f}"
 
 
 def _parse_quotas(text: str) -> tuple[int, ...]:
@@ -178,19 +144,85 @@ def command(
             show_default="the model's own, 18,2 unless trained otherwise",
         ),
     ] = None,
-    users: Annotated[
-        str | None,
+    continuation: Annotated[
+        Literal["best", "sampled", "beam"] | None,
         typer.Option(
-            metavar="PATH",
-            help="Only the users in this file (path or s3:// URL): text with one id per line, or Parquet "
-            "with a column user_id. Example: --users users.txt",
-            show_default="all users of the dataset",
+            help="What a step goes on from: its best item, one drawn by --temperature, or the --beam-width "
+            "best, each in a continuation of its own. Example: --continuation beam",
+            show_default="the model's own, best unless trained otherwise",
         ),
     ] = None,
-    actors: ActorsOption = 1,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="With --continuation sampled: the higher, the more even is the draw. "
+            "Example: --temperature 0.5",
+            show_default="the model's own, 1 unless trained otherwise",
+        ),
+    ] = None,
+    beam_width: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="With --continuation beam: continuations of each user. Example: --beam-width 8",
+            show_default="the model's own, 4 unless trained otherwise",
+        ),
+    ] = None,
     keep_seen: Annotated[
         bool, typer.Option("--keep-seen", help="Items of the user's history may be candidates again.")
     ] = False,
+    users: UsersOption = None,
+    only_changed_since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET|TIME",
+            help="Only users with an interaction at or after a time (ISO text, or a number in the dataset's "
+            "unit), or whose items are not those in an older dataset that this one was appended to. "
+            "Example: --only-changed-since 2026-01-31",
+            show_default="whether they changed or not",
+        ),
+    ] = None,
+    exclude_items: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Items that nobody gets (path or s3:// URL): text with one id per line, or Parquet with a "
+            "column item_id. Example: --exclude-items sold-out.txt",
+            show_default="none",
+        ),
+    ] = None,
+    only_items: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The only items that users get, in a file as for --exclude-items. "
+            "Example: --only-items in-stock.parquet",
+            show_default="all items of the dataset",
+        ),
+    ] = None,
+    actors: ActorsOption = "1",
+    index: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INDEX",
+            help="Search this approximate index, made by `recgpt index` from the same model (path or s3:// "
+            "URL). Example: --index indexes/beauty",
+            show_default="exact search",
+        ),
+    ] = None,
+    index_shards: IndexShardsOption = 0,
+    price_per_hour: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PRICE",
+            min=0,
+            help="What all machines together cost in an hour: shows the cost so far, and at the end. "
+            "Example: --price-per-hour 3.20",
+            show_default="no cost is shown",
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -198,22 +230,45 @@ def command(
 
     The output folder holds Parquet files (`user_id`, `item_ids`, `scores`, `steps`; one row per user, with
     the log's own ids), a manifest with row counts and checksums, and `_SUCCESS` once it is whole.
-    Users come in the order of the dataset.
+    Users come in the order of the dataset; those it does not know come last, and get the most popular items.
+
+    If it was interrupted, the same command goes on where it was, with every finished part kept.
 
     Example: `recgpt generate --model runs/beauty --dataset data/beauty --output candidates --actors 2`
     """
+    from recgpt.retrieval.candidate_plan import RecallWishes
+    from recgpt.retrieval.candidates import AskedFor
+
     manifest = run_generate(
         model,
         dataset,
         output,
-        k=k,
-        quotas=None if quotas is None else _parse_quotas(quotas),
-        users=users,
-        actors=actors,
-        keep_seen=keep_seen,
+        wishes=RecallWishes(
+            k=k,
+            quotas=None if quotas is None else _parse_quotas(quotas),
+            keep_seen=keep_seen,
+            continuation=continuation,
+            temperature=temperature,
+            beam_width=beam_width,
+        ),
+        asked_for=AskedFor(users, only_changed_since, exclude_items, only_items),
+        actors=ActorRange.parse(actors),
+        index=index,
+        index_shards=index_shards,
+        price_per_hour=price_per_hour,
         overwrite=overwrite,
     )
-    typer.echo(f"{manifest['num_candidates']} candidates for {manifest['num_users']} users are in {output}")
+    typer.echo(_summary(manifest, output))
+
+
+def _summary(manifest: dict[str, Any], output: str) -> str:
+    since = manifest["asked_for"]["changed_since"]
+    if not manifest["num_users"] and since is not None:
+        return f"Nobody that was asked for has changed since {since}; {output} is finished, and empty"
+    line = f"{manifest['num_candidates']} candidates for {manifest['num_users']} users are in {output}"
+    if popular := manifest["num_by_popularity"]:
+        line += f"; {popular} of them have no history and got the most popular items"
+    return line
 
 
 app = verb_app(command)

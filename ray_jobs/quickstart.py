@@ -77,6 +77,7 @@ def run_quickstart(
 def _stages(
     output: str, log_settings: "SyntheticSettings", train_settings: "TrainSettings"
 ) -> tuple[Stage, ...]:
+    from ray_jobs.actor_pool import ActorRange
     from ray_jobs.evaluate import run_evaluate
     from ray_jobs.generate import run_generate
     from ray_jobs.prepare import run_prepare
@@ -112,7 +113,7 @@ def _stages(
             "generate: candidates for every user",
             candidates,
             storage.join(candidates, SUCCESS_FILE),
-            lambda: run_generate(run, dataset, candidates, actors=2),
+            lambda: run_generate(run, dataset, candidates, actors=ActorRange(2, 2)),
         ),
         Stage("evaluate: model and baselines on the test split", metrics, metrics, write_metrics),
     )

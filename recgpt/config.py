@@ -207,10 +207,17 @@ class RecallSettings:
     """Candidates taken by each recall step; their sum is `k`."""
     batch_users: Positive = 256
     """Users in a batch (per actor)."""
-    block_items: Positive = 65_536
+    block_items: Positive = 16_384
     """Items scored at a time (per actor)."""
     keep_seen: bool = False
     """True: items of the history may be candidates again."""
+    continuation: Literal["best", "sampled", "beam"] = "best"
+    """What a step appends to the history: its `best` new item, one `sampled` among its new items in
+    proportion to exp(score / `temperature`), or, `beam`, the `beam_width` best, as so many continuations."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Continuation `sampled`: the higher, the more even."""
+    beam_width: Positive = 4
+    """Continuation `beam`: continuations kept of each user."""
 
     def __post_init__(self) -> None:
         if sum(self.quotas) != self.k:

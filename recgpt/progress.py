@@ -23,19 +23,29 @@ class _Lines:
         self._stream.flush()
 
 
-def progress_bar(description: str, total: int | None, unit: str, *, passing: bool = False) -> tqdm:
+def progress_bar(
+    description: str, total: int | None, unit: str, *, initial: int = 0, passing: bool = False
+) -> tqdm:
     """A tqdm bar on stderr; ``update(n)`` counts units, ``set_postfix(loss=...)`` adds figures.
 
+    ``initial``: units that an earlier run has done; they do not count for the rate.
     ``passing``: one of many bars, such as one per epoch; it is wiped at its end on a terminal, and
     elsewhere it writes no line unless it lasts.
     """
     if sys.stderr.isatty():
         return tqdm(
-            desc=description, total=total, unit=unit, unit_scale=True, dynamic_ncols=True, leave=not passing
+            desc=description,
+            total=total,
+            initial=initial,
+            unit=unit,
+            unit_scale=True,
+            dynamic_ncols=True,
+            leave=not passing,
         )
     return tqdm(
         desc=f"{description}: ",  # as tqdm's set_description leaves it
         total=total,
+        initial=initial,
         unit=unit,
         unit_scale=True,
         file=_Lines(sys.stderr),

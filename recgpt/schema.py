@@ -19,6 +19,7 @@ TARGET = "target"  # int32, the held-out item of a split
 ITEM_IDS = "item_ids"  # list of the log's own item ids
 SCORES = "scores"  # list<float>
 STEPS = "steps"  # list<int8>, the recall step (1, 2, ...) that found each item
+POPULARITY_STEP = 0  # for users without a history, to whom recall gives the most popular items
 
 # Item indices and segments.
 PADDING_INDEX = 0  # never an item, never scored
@@ -30,6 +31,7 @@ UNKNOWN_USER = 0  # row of the user table for users that the model does not know
 DATASET_SCHEMA_VERSION = 1
 MODEL_SCHEMA_VERSION = 1
 CANDIDATES_SCHEMA_VERSION = 1
+INDEX_SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"  # written last: a folder without it is not finished
 VOCABULARY_FILE = "vocabulary.parquet"
 HISTORIES_FOLDER = "histories"

@@ -19,7 +19,7 @@ VERBS = typer.main.get_command(app).commands
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
-_COMMAND = re.compile(r"(?:recgpt |python -m ray_jobs\.)(\w+)(.*)")
+_COMMAND = re.compile(r"(?:recgpt |python -m ray_jobs\.)([\w-]+)(.*)")
 _TREE_NAME = re.compile(r"[\w-]+(?:\.\w+|/)")
 _SETTING = re.compile(r"^\| `([\w.]+)` \| `([^`]+)` \|", re.MULTILINE)
 

@@ -26,6 +26,12 @@ class HistoryState:
     next_position: Tensor  # int64 [B]
     user_BD: Tensor | None  # user vectors; None if the model is not personal
 
+    def select(self, row_N: Tensor) -> "HistoryState":
+        """A state of N histories, each a copy of that of a row (int64 [N], with repeats)."""
+        caches = [KeyValueCache(cache.key_BHSK[row_N], cache.value_BHSK[row_N]) for cache in self.caches]
+        user_ND = None if self.user_BD is None else self.user_BD[row_N]
+        return HistoryState(caches, self.next_position[row_N], user_ND)
+
 
 class FeedForward(nn.Sequential):
     """Position-wise two-layer network, four times as wide inside."""

@@ -5,11 +5,13 @@ Shapes: T interest vectors, D width, N item rows, P excluded (token, row) pairs,
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from recgpt.model.losses import blocks
+from recgpt.model.row_ranges import Rows
 
 
 @dataclass
@@ -38,19 +40,37 @@ class ExcludedPairs:
 
 
 def score_blocks(
-    interest_TD: Tensor, rows_ND: Tensor, first: int, block_items: int, excluded: ExcludedPairs
+    interest_TD: Tensor,
+    rows_ND: Rows,
+    first: int,
+    block_items: int,
+    excluded: ExcludedPairs,
+    multiple: int = 1,
 ) -> Iterator[tuple[int, Tensor]]:
-    """(first row of the block, scores [T, M]) over rows ``first`` onwards; excluded pairs score -inf."""
-    order = excluded.item_P.argsort()
-    item_P, token_P = excluded.item_P[order], excluded.token_P[order]
-    for start, end in blocks(first, len(rows_ND), block_items):
-        scores_TM = interest_TD @ rows_ND[start:end].to(interest_TD.dtype).T
-        bounds = torch.tensor([start, end], device=item_P.device)
-        low, high = torch.searchsorted(item_P, bounds).tolist()
-        scores_TM[token_P[low:high], item_P[low:high] - start] = -torch.inf
+    """(first row of the block, scores [T, M]) over rows ``first`` onwards; excluded pairs score -inf.
+
+    M is a multiple of ``multiple``: columns beyond the rows of the block score -inf, too. Without autograd.
+    The next block is written over the last one, which may be changed until then: fresh memory for each
+    would cost the CPU as much time as the product itself.
+    """
+    item_P, order = excluded.item_P.sort()
+    token_P = excluded.token_P[order]
+    ranges = blocks(first, len(rows_ND), block_items)
+    edges = torch.tensor([first, *(end for _, end in ranges)], device=item_P.device)
+    pair_of_edge = torch.searchsorted(item_P, edges).tolist()
+    widths = [-(-(end - start) // multiple) * multiple for start, end in ranges]
+    buffer_TM = interest_TD.new_empty(len(interest_TD), max(widths, default=0))
+    for (start, end), width, (low, high) in zip(ranges, widths, pairwise(pair_of_edge), strict=True):
+        scores_TM = buffer_TM[:, :width]
+        rows_MD = rows_ND[start:end].to(interest_TD.dtype)
+        torch.mm(interest_TD, rows_MD.T, out=scores_TM[:, : end - start])
+        scores_TM[:, end - start :] = -torch.inf
+        if low < high:
+            scores_TM[token_P[low:high], item_P[low:high] - start] = -torch.inf
         yield start, scores_TM
 
 
+@torch.no_grad()
 def best_row(
     interest_TD: Tensor, rows_ND: Tensor, first: int, block_items: int, excluded: ExcludedPairs
 ) -> tuple[Tensor, Tensor]:
@@ -65,6 +85,7 @@ def best_row(
     return best_T, row_T
 
 
+@torch.no_grad()
 def count_at_least(
     interest_TD: Tensor,
     threshold_T: Tensor,

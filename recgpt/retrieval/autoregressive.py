@@ -1,24 +1,32 @@
 """Autoregressive recall: the model's best guess becomes part of the input of its next step.
 
 Step 1 encodes a history, scores all items with the interest vector and keeps the best ``quotas[0]``.
-Each further step appends the best new item of the step before (segment 1), which gives the next
-interest vector, and adds its own quota of items that were neither seen nor found (Zhang et al. 2024).
+Each further step appends an item of the step before (segment 1), which gives the next interest vector,
+and adds its own quota of items that were neither seen nor found (Zhang et al. 2024). Which item is appended,
+and what recall with several branches is, `recgpt.retrieval.continuations` says.
+
+A user without a history gets the most popular items instead, whatever the quotas: of equally popular ones
+the lower item index comes first, scores are the counts, and the step is ``POPULARITY_STEP``.
 
 Shapes: T tokens of B histories laid end to end, D width, R = V + 1 table rows, K candidates.
 """
 
+import math
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from recgpt.config import ModelSettings, RecallSettings
+from recgpt.data.hashing import uniform
 from recgpt.errors import UserError
 from recgpt.model.attention import Layout, offsets_of_lengths
 from recgpt.model.gpt import GPT
 from recgpt.model.losses import blocks
-from recgpt.retrieval.index import ExactIndex, Exclusions
-from recgpt.schema import PADDING_INDEX, SEGMENT_GENERATED, SEGMENT_REAL
+from recgpt.retrieval.continuations import Beam, OnePath
+from recgpt.retrieval.index import Exclusions, Index
+from recgpt.schema import PADDING_INDEX, POPULARITY_STEP, SEGMENT_GENERATED, SEGMENT_REAL
 
 
 @dataclass
@@ -30,28 +38,38 @@ class Recalled:
 
     item_index_BK: Tensor  # int64
     score_BK: Tensor  # dtype of the item table; comparable within a step only
-    step_BK: Tensor  # int8, 1 for the first step
+    step_BK: Tensor  # int8, 1 for the first step; ``POPULARITY_STEP`` for users without a history
 
 
 class AutoregressiveRecall:
     """Batched recall with a key/value cache: a further step costs one position per user.
 
     Args:
-        gpt: in eval mode.
-        index: finds the best items of an interest vector.
-        table_RD: the item table with its padding row 0, for the model's input.
-        settings: quotas, batch size, and whether seen items may be found again.
+        gpt: in eval mode; its device is where recall computes.
+        index: finds the best items of an interest vector, and knows the vectors of items; on that device.
+        settings: quotas, batch size, continuation, and whether seen items may be found again.
+        popularity_R: a count of each item, for users without a history; None: there are no such users.
+        allowed: the items that may be found, int64, as the index was told; None: all.
 
     Raises ``UserError`` if there are more steps than positions in the model's window.
     """
 
-    def __init__(self, gpt: GPT, index: ExactIndex, table_RD: Tensor, settings: RecallSettings):
+    def __init__(
+        self,
+        gpt: GPT,
+        index: Index,
+        settings: RecallSettings,
+        popularity_R: Tensor | None = None,
+        allowed: Tensor | None = None,
+    ):
         self.gpt = gpt
         self.index = index
-        self.table_RD = table_RD
         self.settings = settings
         check_steps_fit(gpt.settings, len(settings.quotas))
         self.window = recall_window(gpt.settings, settings)
+        self.popular = None
+        if popularity_R is not None:
+            self.popular = most_popular(popularity_R, allowed, settings.k)
 
     @torch.inference_mode()
     def recommend(self, item_indices: Tensor, offsets: Tensor, user_hash: Tensor) -> Recalled:
@@ -59,40 +77,71 @@ class AutoregressiveRecall:
 
         Args:
             item_indices: int64 [T], histories in time order, whole: all of a history counts as seen,
-                its last items that fit the window are the model's input. None may be empty.
+                its last items that fit the window are the model's input. Empty ones need ``popularity_R``.
             offsets: int64 [B + 1], first token of each history and, last, T.
             user_hash: int64 [B].
+
+        The result lies where the histories do.
         """
         assert not self.gpt.training, "recall needs the model in eval mode"
         length_B = offsets.diff()
-        assert bool((length_B > 0).all()), "recall cannot start from an empty history"
-        # Batches of equal length waste nothing on padding inside attention.
+        # Batches of equal length waste nothing on padding inside attention. Empty histories come first.
         by_length = length_B.clamp(max=self.window).argsort(stable=True)
-        pieces = []
-        for start, end in blocks(0, len(by_length), self.settings.batch_users):
+        num_empty = int((length_B == 0).sum())
+        pieces = [self._popular_items(num_empty, offsets.device)] if num_empty else []
+        for start, end in blocks(num_empty, len(by_length), self.settings.batch_users):
             users = by_length[start:end]
             items, batch_offsets = _ranges(item_indices, offsets[users], length_B[users])
             pieces.append(self._recommend_batch(items, batch_offsets, user_hash[users]))
         return _in_order(pieces, by_length, self.settings.k)
 
     def _recommend_batch(self, item_T: Tensor, offsets: Tensor, user_hash_B: Tensor) -> Recalled:
-        excluded = Exclusions.none(item_T.device)
+        home, device = item_T.device, self.gpt.position.weight.device
+        item_T, offsets, user_hash_B = item_T.to(device), offsets.to(device), user_hash_B.to(device)
+        excluded = Exclusions.none(device)
         if not self.settings.keep_seen:
             excluded = Exclusions.from_offsets(item_T, offsets)
-        input_T, input_offsets = last_items(item_T, offsets, self.window)
-        layout = Layout.from_offsets(input_offsets)
-        interest_BD, state = self.gpt.prefill(
-            self.table_RD[input_T], layout, self.gpt.user_rows(user_hash_B), len(self.settings.quotas) - 1
-        )
+        path = self._start(item_T, offsets, user_hash_B)
         scores, items = [], []
         for step, quota in enumerate(self.settings.quotas, start=1):
-            score_BQ, item_BQ = self.index.search(interest_BD, quota, excluded)
+            score_BQ, item_BQ = path.find(quota, excluded)
             scores.append(score_BQ)
             items.append(item_BQ)
             if step < len(self.settings.quotas):
                 excluded = excluded.plus(Exclusions.from_lists(item_BQ))
-                interest_BD = self.gpt.extend(self.table_RD[item_BQ[:, 0]], SEGMENT_GENERATED, state)
-        return Recalled(torch.cat(items, 1), torch.cat(scores, 1), _steps(self.settings, user_hash_B))
+                path.go_on(step, score_BQ, item_BQ)
+        item_BK, score_BK = torch.cat(items, 1), torch.cat(scores, 1)
+        return Recalled(item_BK.to(home), score_BK.to(home), _steps(self.settings, len(item_BK), home))
+
+    def _start(self, item_T: Tensor, offsets: Tensor, user_hash_B: Tensor) -> OnePath | Beam:
+        input_T, input_offsets = last_items(item_T, offsets, self.window)
+        interest_BD, state = self.gpt.prefill(
+            self.index.vectors(input_T),
+            Layout.from_offsets(input_offsets),
+            self.gpt.user_rows(user_hash_B),
+            len(self.settings.quotas) - 1,
+        )
+        if self.settings.continuation == "beam":
+            return Beam(self.gpt, self.index, self.settings, interest_BD, state)
+        return OnePath(self.gpt, self.index, self.settings, user_hash_B, interest_BD, state)
+
+    def _popular_items(self, num_users: int, home: torch.device) -> Recalled:
+        assert self.popular is not None, "recall for an empty history needs the popularity of items"
+        item_K, count_K = self.popular
+        item_BK = item_K.to(home).expand(num_users, -1)
+        score_BK = count_K.to(home, self.gpt.position.weight.dtype).expand(num_users, -1)
+        return Recalled(item_BK, score_BK, torch.full_like(item_BK, POPULARITY_STEP, dtype=torch.int8))
+
+
+def most_popular(popularity_R: Tensor, allowed: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` most popular items, int64 [K], and their counts, float64 [K]; ends as ``Recalled`` does."""
+    item_A = torch.arange(PADDING_INDEX + 1, len(popularity_R)) if allowed is None else allowed
+    count_A, order_A = popularity_R[item_A].double().sort(descending=True, stable=True)
+    item_K = torch.full((k,), PADDING_INDEX)
+    count_K = torch.full((k,), -torch.inf, dtype=torch.float64)
+    found = min(k, len(item_A))
+    item_K[:found], count_K[:found] = item_A[order_A[:found]], count_A[:found]
+    return item_K, count_K
 
 
 def check_steps_fit(model: ModelSettings, steps: int) -> None:
@@ -108,48 +157,11 @@ def recall_window(model: ModelSettings, settings: RecallSettings) -> int:
     return model.max_history - (len(settings.quotas) - 1)
 
 
-@torch.inference_mode()
-def recommend_reference(
-    gpt: GPT,
-    table_RD: Tensor,
-    settings: RecallSettings,
-    item_indices: Tensor,
-    offsets: Tensor,
-    user_hash: Tensor,
-) -> Recalled:
-    """What ``AutoregressiveRecall.recommend`` does, in its obvious form: its slow twin, for tests.
-
-    One user at a time; every step encodes the whole input again and sorts the scores of all items.
-    """
-    window = recall_window(gpt.settings, settings)
-    rows = []
-    for user in range(len(user_hash)):
-        history = item_indices[offsets[user] : offsets[user + 1]].tolist()
-        banned = set() if settings.keep_seen else set(history)
-        items, segments = history[-window:], [SEGMENT_REAL] * len(history[-window:])
-        found: list[tuple[float, int]] = []
-        for quota in settings.quotas:
-            layout = Layout.from_offsets(torch.tensor([0, len(items)]))
-            user_row = gpt.user_rows(user_hash[user : user + 1])
-            interest_TD = gpt(table_RD[items], layout, user_row, torch.tensor(segments))
-            score_R = (table_RD @ interest_TD[-1]).tolist()
-            allowed = [item for item in range(1, len(table_RD)) if item not in banned]
-            best = sorted(allowed, key=lambda item: (-score_R[item], item))[:quota]
-            found += [(score_R[item], item) for item in best]
-            found += [(-torch.inf, PADDING_INDEX)] * (quota - len(best))
-            banned.update(best)
-            items = [*items, best[0] if best else PADDING_INDEX]
-            segments = [*segments, SEGMENT_GENERATED]
-        rows.append(found)
-    pairs = torch.tensor(rows, dtype=torch.float64).view(len(rows), settings.k, 2)
-    return Recalled(pairs[..., 1].long(), pairs[..., 0].to(table_RD.dtype), _steps(settings, user_hash))
-
-
-def _steps(settings: RecallSettings, user_hash_B: Tensor) -> Tensor:
+def _steps(settings: RecallSettings, num_users: int, device: torch.device) -> Tensor:
     """The recall step of each place in the list, int8 [B, K]."""
-    step_S = torch.arange(1, len(settings.quotas) + 1, dtype=torch.int8, device=user_hash_B.device)
-    quota_S = torch.tensor(settings.quotas, device=user_hash_B.device)
-    return step_S.repeat_interleave(quota_S).expand(len(user_hash_B), -1)
+    step_S = torch.arange(1, len(settings.quotas) + 1, dtype=torch.int8, device=device)
+    quota_S = torch.tensor(settings.quotas, device=device)
+    return step_S.repeat_interleave(quota_S).expand(num_users, -1)
 
 
 def last_items(item_T: Tensor, offsets: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -176,3 +188,102 @@ def _in_order(pieces: list[Recalled], order: Tensor, k: int) -> Recalled:
         torch.cat([piece.score_BK for piece in pieces])[place],
         torch.cat([piece.step_BK for piece in pieces])[place],
     )
+
+
+Branch = tuple[float, list[int]]
+"""Of the slow twin: the sum of the scores of the appended items, and these items."""
+
+
+@torch.inference_mode()
+def recommend_reference(
+    gpt: GPT,
+    table_RD: Tensor,
+    settings: RecallSettings,
+    item_indices: Tensor,
+    offsets: Tensor,
+    user_hash: Tensor,
+    popularity_R: Tensor | None = None,
+    allowed: Tensor | None = None,
+) -> Recalled:
+    """What ``AutoregressiveRecall.recommend`` does, in its obvious form: its slow twin, for tests.
+
+    One user at a time; every step encodes the whole input again and sorts the scores of all items.
+    """
+    may_be_found = set(range(1, len(table_RD)) if allowed is None else allowed.tolist())
+    rows, steps = [], []
+    for user in range(len(user_hash)):
+        history = item_indices[offsets[user] : offsets[user + 1]].tolist()
+        if history:
+            rows.append(
+                _recall_of(gpt, table_RD, settings, history, user_hash[user : user + 1], may_be_found)
+            )
+            steps.append([step for step, quota in enumerate(settings.quotas, start=1) for _ in range(quota)])
+        else:
+            assert popularity_R is not None
+            rows.append(_best_of(dict(enumerate(popularity_R.tolist())), may_be_found, settings.k))
+            steps.append([POPULARITY_STEP] * settings.k)
+    pairs = torch.tensor(rows, dtype=torch.float64).view(len(rows), settings.k, 2)
+    step_BK = torch.tensor(steps, dtype=torch.int8).view(len(rows), settings.k)
+    return Recalled(pairs[..., 1].long(), pairs[..., 0].to(table_RD.dtype), step_BK)
+
+
+def _recall_of(
+    gpt: GPT,
+    table_RD: Tensor,
+    settings: RecallSettings,
+    history: list[int],
+    user_hash_1: Tensor,
+    may_be_found: set[int],
+) -> list[tuple[float, int]]:
+    """(score, item) of each place in one user's list."""
+    new = may_be_found if settings.keep_seen else may_be_found - set(history)
+    given = history[-recall_window(gpt.settings, settings) :]
+    branches: list[Branch] = [(0.0, [])]
+    places: list[tuple[float, int]] = []
+    for step, quota in enumerate(settings.quotas, start=1):
+        score_of_branch = []
+        for _, appended in branches:
+            items = [*given, *appended]
+            segments = [SEGMENT_REAL] * len(given) + [SEGMENT_GENERATED] * len(appended)
+            layout = Layout.from_offsets(torch.tensor([0, len(items)]))
+            interest_TD = gpt(table_RD[items], layout, gpt.user_rows(user_hash_1), torch.tensor(segments))
+            score_of_branch.append((table_RD @ interest_TD[-1]).tolist())
+        score_of = {item: max(scores[item] for scores in score_of_branch) for item in new}
+        found = _best_of(score_of, new, quota)
+        places += found
+        best = [item for _, item in found if item != PADDING_INDEX]
+        new = new - set(best)
+        if best:
+            branches = _continued(settings, branches, score_of_branch, best, user_hash_1, step)
+    return places
+
+
+def _best_of(score_of: dict[int, float], items: set[int], k: int) -> list[tuple[float, int]]:
+    best = sorted(items, key=lambda item: (-score_of[item], item))[:k]
+    return [(score_of[item], item) for item in best] + [(-math.inf, PADDING_INDEX)] * (k - len(best))
+
+
+def _continued(
+    settings: RecallSettings,
+    branches: list[Branch],
+    score_of_branch: list[list[float]],
+    best: list[int],
+    user_hash_1: Tensor,
+    step: int,
+) -> list[Branch]:
+    """The branches after a step that found the items ``best``."""
+    pairs = [
+        (total + scores[item], [*appended, item])
+        for (total, appended), scores in zip(branches, score_of_branch, strict=True)
+        for item in best
+    ]
+    if settings.continuation == "beam":
+        return sorted(pairs, key=lambda pair: -pair[0])[: settings.beam_width]
+    if settings.continuation == "best":
+        return pairs[:1]
+    scores = score_of_branch[0]
+    sums = list(
+        accumulate(math.exp((scores[item] - scores[best[0]]) / settings.temperature) for item in best)
+    )
+    draw = float(uniform(user_hash_1.numpy(), step)[0]) * sums[-1]
+    return [next(pair for pair, running in zip(pairs, sums, strict=True) if running > draw)]

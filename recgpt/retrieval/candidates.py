@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from recgpt import storage
 from recgpt.config import RecallSettings
-from recgpt.data.arrow import make_lists, offsets_of
+from recgpt.data.arrow import list_arrays, make_lists, offsets_of
 from recgpt.data.vocabulary import Vocabulary
 from recgpt.errors import UserError
 from recgpt.retrieval.autoregressive import Recalled
@@ -23,6 +23,7 @@ from recgpt.schema import (
     CANDIDATES_SCHEMA_VERSION,
     ITEM_IDS,
     PADDING_INDEX,
+    POPULARITY_STEP,
     SCORES,
     STEPS,
     SUCCESS_FILE,
@@ -43,6 +44,8 @@ class CandidateFile:
     candidates: int
     """Items over all its users."""
     sha256: str
+    by_popularity: int = 0
+    """Users without a history, who got the most popular items."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,28 @@ class MadeFrom:
     dataset_fingerprint: str
     """SHA-256 of the dataset's manifest, which holds the checksums of its histories."""
     vocabulary_fingerprint: str
+    index: str | None = None
+    """SHA-256 of the approximate index and the effort it was searched with; None: exact search."""
+
+
+@dataclass(frozen=True)
+class AskedFor:
+    """Which users get candidates, and which items they may get; all of the dataset by default."""
+
+    users: str | None = None
+    """File with the ids of the users."""
+    changed_since: str | None = None
+    """Only users that changed since: an instant, or an older dataset."""
+    exclude_items: str | None = None
+    """File with the ids of items that no user gets."""
+    only_items: str | None = None
+    """File with the ids of the only items that users get."""
+
+    @property
+    def sources(self) -> list[str]:
+        """What is read, as far as it lies in files."""
+        named = [self.users, self.changed_since, self.exclude_items, self.only_items]
+        return [source for source in named if source is not None]
 
 
 @dataclass(frozen=True)
@@ -73,6 +98,15 @@ class CandidatesManifest:
     keep_seen: bool
     made_from: MadeFrom
     files: list[CandidateFile]
+    num_by_popularity: int = 0
+    """Users without a history, who got the most popular items."""
+    continuation: str = "best"
+    """What each recall step went on from (see ``RecallSettings``)."""
+    asked_for: AskedFor = AskedFor()
+    num_allowed_items: int | None = None
+    """Items that could be candidates; None: all of the dataset."""
+    job: str = ""
+    """Fingerprint of the job that made them (see ``CandidateJob``)."""
 
 
 def part_name(part: int) -> str:
@@ -103,15 +137,18 @@ def write_part(folder: str, part: int, table: pa.Table) -> CandidateFile:
     data = sink.getvalue().to_pybytes()
     name = part_name(part)
     storage.write_bytes(storage.join(folder, name), data)
-    num_candidates = sum(len(chunk.flatten()) for chunk in table[ITEM_IDS].chunks)
-    return CandidateFile(name, table.num_rows, num_candidates, storage.checksum_of(data))
+    steps, offsets = list_arrays(table[STEPS])
+    by_popularity = len(
+        np.unique(np.repeat(np.arange(len(table)), np.diff(offsets))[steps == POPULARITY_STEP])
+    )
+    return CandidateFile(name, len(table), len(steps), storage.checksum_of(data), by_popularity)
 
 
-def finish(
-    folder: str, files: list[CandidateFile], recall: RecallSettings, made_from: MadeFrom
+def manifest_of(
+    files: list[CandidateFile], recall: RecallSettings, made_from: MadeFrom
 ) -> CandidatesManifest:
-    """Write the manifest of all part files and then ``_SUCCESS``."""
-    manifest = CandidatesManifest(
+    """The manifest of all part files, which may come in any order."""
+    return CandidatesManifest(
         schema_version=CANDIDATES_SCHEMA_VERSION,
         num_users=sum(file.rows for file in files),
         num_candidates=sum(file.candidates for file in files),
@@ -120,10 +157,19 @@ def finish(
         keep_seen=recall.keep_seen,
         made_from=made_from,
         files=sorted(files, key=lambda file: file.path),
+        num_by_popularity=sum(file.by_popularity for file in files),
+        continuation=recall.continuation,
     )
+
+
+def finish(folder: str, manifest: CandidatesManifest) -> None:
+    """Write the manifest, remove everything that it does not name, and write ``_SUCCESS``."""
     storage.write_json(storage.join(folder, CANDIDATES_MANIFEST_FILE), asdict(manifest))
+    named = {CANDIDATES_MANIFEST_FILE, *(file.path for file in manifest.files)}
+    for name in storage.list_names(folder):
+        if name not in named:
+            storage.remove(storage.join(folder, name))
     storage.write_bytes(storage.join(folder, SUCCESS_FILE), b"")
-    return manifest
 
 
 def read_manifest(url: str) -> CandidatesManifest:
@@ -134,6 +180,11 @@ def read_manifest(url: str) -> CandidatesManifest:
     for name in (SUCCESS_FILE, CANDIDATES_MANIFEST_FILE):
         if not storage.exists(storage.join(url, name)):
             raise UserError(f"{url}: no finished candidates ({name} is missing); run `recgpt generate` first")
+    return load_manifest(url)
+
+
+def load_manifest(url: str) -> CandidatesManifest:
+    """The manifest of a candidates folder, finished or not. Raises ``UserError`` if it cannot be read."""
     where = storage.join(url, CANDIDATES_MANIFEST_FILE)
     values = storage.read_json(where)
     version = values.get("schema_version") if isinstance(values, dict) else None
@@ -149,28 +200,26 @@ def read_manifest(url: str) -> CandidatesManifest:
         raise UserError(f"{where}: damaged, {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
 
 
+def find_strangers(url: str, manifest: CandidatesManifest) -> list[str]:
+    """The Parquet files that the manifest does not name: readers of the folder take them for candidates."""
+    listed = {file.path for file in manifest.files}
+    return [name for name in storage.list_names(url) if name.endswith(".parquet") and name not in listed]
+
+
 def read_candidates(url: str) -> Iterator[pa.Table]:
     """The tables of all part files in order, one at a time, each checked against the manifest.
 
     Raises ``UserError`` if a file is missing, is not the one that was written, or is not in the manifest.
     """
     manifest = read_manifest(url)
-    listed = {file.path for file in manifest.files}
-    strangers = [name for name in storage.list_names(url) if name.endswith(".parquet") and name not in listed]
-    if strangers:
+    if strangers := find_strangers(url, manifest):
         raise UserError(f"{url}: {strangers[0]} is not in the manifest; remove it, or {_AGAIN}")
     for file in manifest.files:
-        yield _read_part(url, file)
+        yield read_part(url, file)
 
 
-def verify_candidates(url: str) -> CandidatesManifest:
-    """Read every file and check it against the manifest; raises ``UserError`` as ``read_candidates``."""
-    for _ in read_candidates(url):
-        pass
-    return read_manifest(url)
-
-
-def _read_part(url: str, file: CandidateFile) -> pa.Table:
+def read_part(url: str, file: CandidateFile) -> pa.Table:
+    """One part file. Raises ``UserError`` if it is missing or is not the one that was written."""
     where = storage.join(url, file.path)
     try:
         data = storage.read_bytes(where)

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from recgpt.config import RecallSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.errors import UserError
-from recgpt.model.export import ModelInfo, find_model, load_model, read_info
+from recgpt.model.export import ModelInfo, check_finite, find_model, load_without_items, read_info
 from recgpt.retrieval.autoregressive import AutoregressiveRecall, check_steps_fit
-from recgpt.retrieval.index import ExactIndex
+from recgpt.retrieval.index import Index
+from recgpt.retrieval.index_loading import load_exact_index
 
 
 def model_for_dataset(model: str, dataset: HistoryDataset) -> tuple[str, ModelInfo]:
@@ -64,18 +66,29 @@ def scale_quotas(quotas: Sequence[int], k: int) -> tuple[int, ...]:
     return (*scaled, k - sum(scaled))
 
 
-def load_recall(url: str, settings: RecallSettings) -> AutoregressiveRecall:
-    """Load an exported model and make it ready for recall on this process's CPU.
+def load_recall(
+    url: str,
+    settings: RecallSettings,
+    *,
+    popularity_R: Tensor | None = None,
+    allowed: Tensor | None = None,
+    index: Index | None = None,
+    device: torch.device | str = "cpu",
+) -> AutoregressiveRecall:
+    """Load an exported model and make it ready for recall on a device of this process.
+
+    Args:
+        popularity_R: a count of each item index, int64; for users without a history.
+        allowed: the item indices that may be found, int64, ascending; None: all.
+        index: on the device, with the same items allowed; None: the exact index of the whole table.
 
     Raises ``UserError`` if the model cannot be read, or holds values that are not finite numbers.
     """
-    _, gpt, table_RD = load_model(url)
-    tensors = (table_RD, *gpt.parameters(), *gpt.buffers())
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-        raise UserError(
-            f"{url}: the model holds values that are not finite; its training diverged, train again"
-        )
-    return AutoregressiveRecall(gpt, ExactIndex(table_RD, settings.block_items), table_RD, settings)
+    _, gpt = load_without_items(url)
+    check_finite(url, (*gpt.parameters(), *gpt.buffers()))
+    if index is None:
+        index = load_exact_index(url, settings.block_items, allowed, device)
+    return AutoregressiveRecall(gpt.to(device), index, settings, popularity_R, allowed)
 
 
 def _text(quotas: Sequence[int]) -> str:

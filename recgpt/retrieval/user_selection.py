@@ -1,7 +1,10 @@
-"""The users that candidates are wanted for: read from a list, and found in the dataset."""
+"""The users that candidates are wanted for, as pieces of work: all, those of a list, those that changed."""
 
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,108 +13,179 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recgpt import storage
-from recgpt.data.arrow import combine
+from recgpt.data.arrow import combine, make_lists
 from recgpt.data.dataset import HistoryDataset, RowGroup
 from recgpt.data.hashing import stable_hash
 from recgpt.errors import UserError
-from recgpt.schema import USER_HASH, USER_ID
+from recgpt.retrieval.id_files import read_ids
+from recgpt.schema import ITEM_INDICES, USER_HASH, USER_ID
 
-_PARQUET_MAGIC = b"PAR1"
+UNKNOWN_USERS_PER_PART = 8192
 _READERS = 8  # row groups read at once: each waits for storage most of the time
+
+RowFilter = Callable[[int], npt.NDArray[np.bool_]]
+"""Which users of a row group, by its number, are wanted: bool [rows]."""
 
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """Users of one row group of the dataset, whose candidates make one part file."""
+    """Users whose candidates make one part file: of one row group of the dataset, or unknown to it."""
 
     part: int
-    """Place of the row group in the dataset, and number of the part file."""
-    row_group: RowGroup
-    rows: npt.NDArray[np.int32] | None
-    """Ascending rows of the wanted users; None: all of them."""
+    """Number of the part file: the place of the row group in the dataset, or one after the last."""
+    num_users: int
+    row_group: RowGroup | None
+    """None for users that the dataset does not know."""
+    chosen: bytes | None = None
+    """A bit for each user of the row group, set for those that are wanted; None: all of them."""
+    unknown_users: pa.Array | None = None
+    """The ids of users that the dataset does not know."""
 
     @property
-    def num_users(self) -> int:
-        return self.row_group.rows if self.rows is None else len(self.rows)
+    def rows(self) -> npt.NDArray[np.int64] | None:
+        """Ascending rows of the wanted users in the row group; None: all of them."""
+        if self.chosen is None or self.row_group is None:
+            return None
+        return np.flatnonzero(np.unpackbits(np.frombuffer(self.chosen, np.uint8), count=self.row_group.rows))
+
+    def histories(self, dataset: HistoryDataset) -> pa.Table:
+        """The users' user_id, user_hash and item_indices; unknown users have empty histories."""
+        if self.row_group is None:
+            empty = make_lists(np.empty(0, np.int32), np.zeros(self.num_users + 1, np.int64))
+            users = {USER_ID: self.unknown_users, USER_HASH: stable_hash(self.unknown_users)}
+            return pa.table({**users, ITEM_INDICES: empty})
+        table = dataset.read_row_group(self.row_group, [USER_ID, USER_HASH, ITEM_INDICES])
+        return table if self.rows is None else table.take(self.rows)
 
 
 def all_users(dataset: HistoryDataset) -> list[WorkUnit]:
-    return [WorkUnit(part, row_group, None) for part, row_group in enumerate(dataset.row_groups)]
+    return [WorkUnit(part, row_group.rows, row_group) for part, row_group in enumerate(dataset.row_groups)]
 
 
-def selected_users(dataset: HistoryDataset, path: str) -> list[WorkUnit]:
-    """The users listed in a file; row groups without any of them are left out.
+def select_users(dataset: HistoryDataset, users: str | None, changed: RowFilter | None) -> list[WorkUnit]:
+    """The users in the file ``users``, of them those that ``changed`` wants; each means all if it is None.
 
-    Raises ``UserError`` if the list cannot be read, is empty, or names a user that the dataset lacks.
+    Row groups without any of them are left out. Listed users that the dataset does not know come after all
+    others, unless only changed ones are wanted: they have no history that could have changed.
+    Raises ``UserError`` if the list cannot be read.
     """
-    wanted = read_user_list(path, pa.int64() if dataset.manifest.user_id_type == "int64" else pa.string())
-    hashes = stable_hash(wanted)
-    by_hash = np.argsort(hashes, kind="stable")
-    hashes, wanted_by_hash = hashes[by_hash], wanted.take(pa.array(by_hash))
-    known = np.zeros(len(wanted), dtype=bool)
+    listed = None if users is None else ListedUsers(dataset, users)
+    filters = [some for some in (listed, changed) if some is not None]
+    if not filters:
+        return all_users(dataset)
 
-    def rows_of(row_group: RowGroup) -> npt.NDArray[np.int32]:
-        # A row group is sorted by hash: only the wanted users in its range of hashes can be in it.
-        table = dataset.read_row_group(row_group, [USER_ID, USER_HASH])
-        bounds = table[USER_HASH].take([0, len(table) - 1]).to_numpy()
-        first, end = np.searchsorted(hashes, bounds[0], "left"), np.searchsorted(hashes, bounds[1], "right")
-        here, users = wanted_by_hash.slice(first, end - first), combine(table[USER_ID]).cast(wanted.type)
-        known[first:end] |= pc.is_in(here, value_set=users).to_numpy(zero_copy_only=False)
-        return np.flatnonzero(pc.is_in(users, value_set=here)).astype(np.int32)
+    def wanted_of(unit: WorkUnit) -> WorkUnit:
+        chosen = filters[0](unit.part)
+        for wanted in filters[1:]:
+            chosen = chosen & wanted(unit.part) if chosen.any() else chosen
+        return replace(unit, num_users=int(chosen.sum()), chosen=np.packbits(chosen).tobytes())
 
     with ThreadPoolExecutor(_READERS) as readers:
-        rows = list(readers.map(rows_of, dataset.row_groups))
-    if not known.all():
-        unknown = np.sort(by_hash[~known])
-        raise UserError(
-            f"{path}: {len(unknown)} of {len(wanted)} users are not in {dataset.url}, "
-            f"the first is {wanted[int(unknown[0])].as_py()!r}; remove them from the list"
-        )
-    units = zip(all_users(dataset), rows, strict=True)
-    return [WorkUnit(unit.part, unit.row_group, chosen) for unit, chosen in units if len(chosen)]
+        units = [unit for unit in readers.map(wanted_of, all_users(dataset)) if unit.num_users]
+    if listed is None or changed is not None:
+        return units
+    return units + _units_of_unknown(listed.unknown(), len(dataset.row_groups))
 
 
-def read_user_list(path: str, user_id_type: pa.DataType) -> pa.Array:
-    """Distinct user ids in the order of a file: text, one id per line, or Parquet with a column user_id.
+def _units_of_unknown(users: pa.Array, first_part: int) -> list[WorkUnit]:
+    pieces = [
+        users.slice(start, UNKNOWN_USERS_PER_PART) for start in range(0, len(users), UNKNOWN_USERS_PER_PART)
+    ]
+    return [
+        WorkUnit(first_part + number, len(piece), None, unknown_users=piece)
+        for number, piece in enumerate(pieces)
+    ]
 
-    In text, blank lines and spaces around an id are ignored. Raises ``UserError`` if the file is missing,
-    holds no user, or holds an id that is not of the dataset's type.
+
+class ListedUsers:
+    """The users of a file, looked for in the row groups of a dataset.
+
+    Raises ``UserError`` if the list cannot be read.
     """
-    try:
-        data = storage.read_bytes(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; --users takes a list of user ids") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; --users takes one text or Parquet file") from None
-    ids = _parquet_ids(path, data) if data.startswith(_PARQUET_MAGIC) else _text_ids(path, data)
-    if not len(ids):
-        raise UserError(f"{path}: names no user; leave --users out to get candidates for all")
-    try:
-        return pc.unique(ids.cast(user_id_type))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(
-            f"{path}: the dataset's user ids are {user_id_type}: {' '.join(str(error).split())}"
-        ) from None
+
+    def __init__(self, dataset: HistoryDataset, path: str):
+        id_type = pa.int64() if dataset.manifest.user_id_type == "int64" else pa.string()
+        self._dataset = dataset
+        self._listed = read_ids(path, USER_ID, id_type, "--users")
+        hashes = stable_hash(self._listed)
+        self._order = np.argsort(hashes, kind="stable")
+        self._hashes, self._by_hash = hashes[self._order], self._listed.take(pa.array(self._order))
+        self._known = np.zeros(len(hashes), np.bool_)
+        bounds = hash_bounds(dataset)
+        self._first = np.searchsorted(self._hashes, bounds[:, 0], "left")
+        self._end = np.searchsorted(self._hashes, bounds[:, 1], "right")
+
+    def __call__(self, part: int) -> npt.NDArray[np.bool_]:
+        row_group = self._dataset.row_groups[part]
+        first, end = self._first[part], self._end[part]
+        if first == end:  # none has a hash in the range of this row group, which need not be read
+            return np.zeros(row_group.rows, np.bool_)
+        users = combine(self._dataset.read_row_group(row_group, [USER_ID])[USER_ID]).cast(self._listed.type)
+        here = self._by_hash.slice(first, end - first)
+        self._known[first:end] |= pc.is_in(here, value_set=users).to_numpy(zero_copy_only=False)
+        return pc.is_in(users, value_set=here).to_numpy(zero_copy_only=False)
+
+    def unknown(self) -> pa.Array:
+        """The users found in none of the row groups that were asked about, in the order of the list."""
+        return self._listed.take(pa.array(np.sort(self._order[~self._known])))
 
 
-def _text_ids(path: str, data: bytes) -> pa.Array:
-    try:
-        lines = data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: neither UTF-8 text nor Parquet ({error.reason} at byte {error.start})"
-        ) from None
-    return pa.array([line.strip() for line in lines if line.strip()], pa.string())
+def hash_bounds(dataset: HistoryDataset) -> npt.NDArray[np.int64]:
+    """The least and the greatest user hash of each row group, [row groups, 2], from the ends of the files."""
+
+    def bounds_of(url: str) -> list[tuple[int, int]]:
+        filesystem, path = storage.filesystem_and_path(url)
+        try:
+            with filesystem.open(path, "rb") as file:
+                return _bounds(pq.read_metadata(file))
+        except FileNotFoundError:
+            raise UserError(f"{url}: no such file; run `recgpt prepare` again") from None
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{url}: damaged ({error}); run `recgpt prepare` again") from None
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        bounds = [pair for pairs in readers.map(bounds_of, dataset.files) for pair in pairs]
+    return np.array(bounds, np.int64).reshape(-1, 2)
 
 
-def _parquet_ids(path: str, data: bytes) -> pa.Array:
+def _bounds(metadata: pq.FileMetaData) -> list[tuple[int, int]]:
+    column = [metadata.schema.column(place).path for place in range(metadata.num_columns)].index(USER_HASH)
+    statistics = [
+        metadata.row_group(group).column(column).statistics for group in range(metadata.num_row_groups)
+    ]
+    return [(some.min, some.max) for some in statistics]
+
+
+def find_user(dataset: HistoryDataset, user_id: str) -> tuple[int, int] | None:
+    """Number of the row group and row of one user, given as text; None if the dataset does not know it.
+
+    Raises ``UserError`` if the dataset's ids are integers and this is none.
+    """
+    user = one_id(user_id, dataset)
+    bounds, user_hash = hash_bounds(dataset), stable_hash(user)[0]
+    for part in np.flatnonzero((bounds[:, 0] <= user_hash) & (user_hash <= bounds[:, 1])).tolist():
+        users = dataset.read_row_group(dataset.row_groups[part], [USER_ID])[USER_ID]
+        row = pc.index(combine(users), user[0]).as_py()
+        if row >= 0:
+            return part, row
+    return None
+
+
+def one_id(user_id: str, dataset: HistoryDataset) -> pa.Array:
+    """A user id given as text, in the type of the dataset's, [1]. Raises ``UserError`` as ``find_user``."""
+    if dataset.manifest.user_id_type == "string":
+        return pa.array([user_id], pa.string())
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        if USER_ID not in file.schema_arrow.names:
-            raise UserError(f"{path}: no column {USER_ID}; it has {', '.join(file.schema_arrow.names)}")
-        ids = combine(file.read([USER_ID])[USER_ID])
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from None
-    if ids.null_count:
-        raise UserError(f"{path}: {ids.null_count} rows have no {USER_ID}; remove them")
-    return ids
+        return pa.array([int(user_id)], pa.int64())
+    except (ValueError, OverflowError):
+        raise UserError(f"--user {user_id}: the user ids of {dataset.url} are integers; give one") from None
+
+
+def checksum_of_units(units: Sequence[WorkUnit]) -> str:
+    """SHA-256 over parts and users: equal for two selections of a dataset only if they are the same."""
+    digest = hashlib.sha256()
+    for unit in units:
+        unknown = None if unit.unknown_users is None else unit.unknown_users.to_pylist()
+        chosen = None if unit.chosen is None else unit.chosen.hex()
+        digest.update((json.dumps([unit.part, unit.num_users, chosen, unknown]) + "\n").encode())
+    return digest.hexdigest()

@@ -128,7 +128,7 @@ def test_ranks_are_those_of_the_served_list(dataset):
     gpt = GPT(ModelSettings(width=8, max_history=8)).eval()
     table_RD = torch.randn(6, 8)
     settings = RecallSettings(k=4, quotas=(3, 1))
-    recall = AutoregressiveRecall(gpt, ExactIndex(table_RD, 2), table_RD, settings)
+    recall = AutoregressiveRecall(gpt, ExactIndex(table_RD, 2), settings)
     ((_, users),) = read_held_out(dataset, dataset.row_groups[0], LEAVE_ONE_OUT, "test", 5)
     served = recall.recommend(
         torch.tensor([1, 2, 3, 2, 5]), torch.tensor([0, 3, 5]), torch.tensor([100, 102])
@@ -142,7 +142,7 @@ def test_a_range_without_held_out_users_gives_no_ranks(dataset):
     (_, users), _ = read_held_out(dataset, dataset.row_groups[1], LEAVE_ONE_OUT, "test", 1)  # the fourth user
     gpt = GPT(ModelSettings(width=8, max_history=8)).eval()
     table_RD = torch.randn(6, 8)
-    recall = AutoregressiveRecall(gpt, ExactIndex(table_RD, 2), table_RD, RecallSettings(k=2, quotas=(2,)))
+    recall = AutoregressiveRecall(gpt, ExactIndex(table_RD, 2), RecallSettings(k=2, quotas=(2,)))
     assert ranks_of_recall(recall, users).tolist() == []
 
 

@@ -68,6 +68,22 @@ def test_cache_equals_encoding_again(gpt):
     torch.testing.assert_close(second, expected[[3, 9]])
 
 
+def test_selected_states_are_copies_that_go_on_apart(gpt):
+    """Two branches of the second history and one of the first, each with an item of its own."""
+    users = torch.tensor([3, 0])
+    histories = [torch.randn(2, WIDTH).double(), torch.randn(4, WIDTH).double()]
+    added = torch.randn(3, WIDTH).double()
+    _, state = gpt.prefill(torch.cat(histories), layout_of(2, 4), users, extra=1)
+    rows = torch.tensor([1, 0, 1])
+    vector = gpt.extend(added, 1, state.select(rows))
+    for place, row in enumerate(rows.tolist()):
+        items = torch.cat([histories[row], added[place, None]])
+        segments = torch.tensor([0] * len(histories[row]) + [1])
+        again = gpt(items, layout_of(len(items)), users[row, None], segments)
+        torch.testing.assert_close(vector[place], again[-1])
+    assert state.next_position.tolist() == [2, 4], "the state that was selected from stays as it was"
+
+
 def test_no_room_for_generated_items_is_refused(gpt):
     with pytest.raises(AssertionError, match="no room"):
         gpt.prefill(torch.randn(6, WIDTH).double(), layout_of(6), torch.tensor([0]), extra=1)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from ray_jobs.cli import app
 from recgpt import __version__
 
-VERBS = ("prepare", "train", "generate", "evaluate", "quickstart")
+VERBS = ("prepare", "train", "index", "generate", "verify-candidates", "show", "evaluate", "quickstart")
 
 
 def recgpt(*arguments):
@@ -53,9 +53,10 @@ def test_every_verb_has_a_help_with_an_example(verb):
 def test_every_option_is_explained(verb):
     from typer.main import get_command
 
-    command = get_command(importlib.import_module(f"ray_jobs.{verb}").app)
+    command = get_command(importlib.import_module(f"ray_jobs.{verb.replace('-', '_')}").app)
     assert [option.name for option in command.params if not option.help] == []
-    with_value = [option for option in command.params if not option.is_flag]
+    options = [option for option in command.params if option.param_type_name == "option"]
+    with_value = [option for option in options if not option.is_flag]
     assert [option.name for option in with_value if f"Example: {option.opts[0]} " not in option.help] == []
     assert [option.name for option in with_value if option.default is None and not has_default(option)] == []
 

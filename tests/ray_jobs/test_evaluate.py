@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from ray_jobs.actor_pool import ActorRange
 from ray_jobs.evaluate import command, measure_baselines, run_evaluate
 from recgpt.config import ModelSettings, RecallSettings, SplitSettings, UserSettings
 from recgpt.data.dataset import DatasetManifest, HistoryDataset, HistoryFile
@@ -118,7 +119,7 @@ def expected_metrics(run, histories, held_out, quotas) -> dict[str, float]:
 class TestInRay:
     def test_metrics_equal_those_of_the_slow_recall(self, run, dataset, histories, tmp_path):
         json_file = tmp_path / "deep" / "metrics.json"
-        result = run_evaluate(run, dataset, json_file=str(json_file), actors=2)
+        result = run_evaluate(run, dataset, json_file=str(json_file), actors=ActorRange(2, 2))
         one_step = expected_metrics(run, histories, 1, (20,))
         two_step = expected_metrics(run, histories, 1, (18, 2))
         assert {name: result["one_step"][name] for name in METRICS} == pytest.approx(one_step)

@@ -10,17 +10,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ray_jobs.generate import RecallWorker, command, run_generate
-from recgpt.config import ModelSettings, RecallSettings, SplitSettings, UserSettings
+from ray_jobs.actor_pool import ActorRange
+from ray_jobs.generate import command, run_generate
+from ray_jobs.recall_worker import RecallWorker
+from recgpt.config import RecallSettings
 from recgpt.data.hashing import stable_hash
 from recgpt.errors import UserError
-from recgpt.model.export import ModelInfo, load_model, save_model
-from recgpt.model.gpt import GPT
+from recgpt.model.export import load_model
 from recgpt.retrieval.autoregressive import recommend_reference
-from recgpt.retrieval.candidates import read_candidates, verify_candidates
+from recgpt.retrieval.candidate_job import JOB_FILE, Run
+from recgpt.retrieval.candidate_plan import RecallWishes
+from recgpt.retrieval.candidates import AskedFor, read_candidates
+from tests.ray_jobs.random_model import RECALL, save_random_model
 
 NUM_ITEMS = 30
-RECALL = RecallSettings(6, (4, 2), batch_users=3, block_items=7)
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +37,7 @@ def dataset(write_dataset, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(dataset, tmp_path_factory) -> Path:
     """A run folder with the export of a random model."""
-    run = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    settings = ModelSettings(
-        width=8, layers=1, heads=2, max_history=6, user=UserSettings(kind="hashed", buckets=5)
-    )
-    gpt = GPT(settings)
-    for parameter in gpt.parameters():
-        parameter.data.normal_(std=0.3)
-    fingerprint = dataset.manifest.vocabulary_fingerprint
-    info = ModelInfo(NUM_ITEMS, fingerprint, settings, SplitSettings(), RECALL)
-    save_model(str(run / "model"), info, gpt.state_dict(), [torch.randn(NUM_ITEMS + 1, 8)])
-    return run
+    return save_random_model(tmp_path_factory.mktemp("run"), dataset)
 
 
 def expected_rows(run: Path, dataset, recall: RecallSettings) -> dict[str, dict]:
@@ -82,6 +74,16 @@ def expected_rows(run: Path, dataset, recall: RecallSettings) -> dict[str, dict]
     return rows
 
 
+def run_in(folder: Path) -> Run:
+    """A run that may write into a folder."""
+    (folder / JOB_FILE).write_text('{"run": "this one"}')
+    return Run(str(folder), "this one", [])
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 def rows_of(output: Path) -> dict[str, dict]:
     rows = [row for table in read_candidates(str(output)) for row in table.to_pylist()]
     assert len({row["user_id"] for row in rows}) == len(rows), "a user has two rows"
@@ -90,7 +92,7 @@ def rows_of(output: Path) -> dict[str, dict]:
 
 @pytest.mark.ray
 def test_every_user_gets_the_candidates_of_the_slow_twin(local_ray, run, dataset, tmp_path):
-    manifest = run_generate(str(run), dataset.url, str(tmp_path / "out"), actors=2)
+    manifest = run_generate(str(run), dataset.url, str(tmp_path / "out"), actors=ActorRange(2, 2))
     assert manifest == json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert (manifest["num_users"], manifest["k"], manifest["quotas"]) == (40, 6, [4, 2])
     rows = rows_of(tmp_path / "out")
@@ -111,12 +113,17 @@ def test_wishes_for_listed_users_and_an_output_that_is_there(local_ray, run, dat
     output = tmp_path / "out"
     output.mkdir()
     (output / "old").write_text("precious")
-    wishes = {"quotas": (2, 1, 2), "users": str(users), "keep_seen": True}
+    wishes = {
+        "wishes": RecallWishes(quotas=(2, 1, 2), keep_seen=True),
+        "asked_for": AskedFor(users=str(users)),
+    }
     with pytest.raises(UserError, match="already holds something"):
         run_generate(str(run / "model"), dataset.url, str(output), **wishes)
     assert (output / "old").read_text() == "precious"
 
-    run_generate(str(run / "model"), dataset.url, str(output), **wishes, actors=3, overwrite=True)
+    run_generate(
+        str(run / "model"), dataset.url, str(output), **wishes, actors=ActorRange(3, 3), overwrite=True
+    )
     expected = expected_rows(run, dataset, RecallSettings(5, (2, 1, 2), keep_seen=True))
     assert rows_of(output) == {user: expected[user] for user in ("u3", "u39")}
     assert not (output / "old").exists()
@@ -126,7 +133,7 @@ def test_wishes_for_listed_users_and_an_output_that_is_there(local_ray, run, dat
 def test_an_error_in_an_actor_leaves_the_old_output_whole(local_ray, run, dataset, tmp_path):
     output = tmp_path / "out"
     run_generate(str(run), dataset.url, str(output))
-    before = verify_candidates(str(output))
+    before = files_of(output)
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in (run / "model").iterdir():
@@ -134,7 +141,7 @@ def test_an_error_in_an_actor_leaves_the_old_output_whole(local_ray, run, datase
     (broken / "gpt.safetensors").write_bytes(b"no weights")
     with pytest.raises(Exception, match="gpt.safetensors: not a readable safetensors file"):
         run_generate(str(broken), dataset.url, str(output), overwrite=True)
-    assert verify_candidates(str(output)) == before
+    assert files_of(output) == before
 
 
 @pytest.mark.ray
@@ -159,7 +166,7 @@ def test_the_worker_can_be_sent_from_a_main_module():
     """`python -m ray_jobs.generate` makes the class part of __main__, which is sent as code, not by name."""
     from ray import cloudpickle
 
-    module = sys.modules["ray_jobs.generate"]
+    module = sys.modules["ray_jobs.recall_worker"]
     cloudpickle.register_pickle_by_value(module)
     try:
         assert cloudpickle.dumps(RecallWorker)
@@ -170,7 +177,7 @@ def test_the_worker_can_be_sent_from_a_main_module():
 def test_a_part_does_not_depend_on_who_writes_it_or_when(run, dataset, tmp_path):
     from recgpt.retrieval.user_selection import all_users
 
-    worker = RecallWorker(str(run / "model"), dataset, str(tmp_path), RECALL)
+    worker = RecallWorker(str(run / "model"), dataset, run_in(tmp_path), RECALL)
     first, second = all_users(dataset)[:2]
     *_, written = worker.write_candidates(first)
     list(worker.write_candidates(second))
@@ -181,8 +188,8 @@ def test_a_part_does_not_depend_on_who_writes_it_or_when(run, dataset, tmp_path)
 def test_progress_comes_in_steps_and_the_steps_make_one_file(run, dataset, tmp_path, monkeypatch):
     from recgpt.retrieval.user_selection import all_users
 
-    monkeypatch.setattr("ray_jobs.generate.USERS_PER_STEP", 3)
-    worker = RecallWorker(str(run / "model"), dataset, str(tmp_path), RECALL)
+    monkeypatch.setattr("ray_jobs.recall_worker.USERS_PER_STEP", 3)
+    worker = RecallWorker(str(run / "model"), dataset, run_in(tmp_path), RECALL)
     *steps, file = worker.write_candidates(all_users(dataset)[0])
     assert steps == [3, 3, 2]
     written = pq.read_table(tmp_path / file.path).to_pylist()
@@ -197,9 +204,13 @@ def test_progress_comes_in_steps_and_the_steps_make_one_file(run, dataset, tmp_p
     [
         ({"model": "absent"}, "absent: no trained model here"),
         ({"dataset": "absent"}, "absent: no prepared dataset"),
-        ({"k": 6, "quotas": (4, 1)}, "--quotas 4,1 sum to 5, not to --k 6"),
-        ({"quotas": (1,) * 7}, "7 recall steps do not fit a model with max_history=6"),
-        ({"users": "absent"}, "absent: no such file"),
+        ({"wishes": RecallWishes(k=6, quotas=(4, 1))}, "--quotas 4,1 sum to 5, not to --k 6"),
+        ({"wishes": RecallWishes(quotas=(1,) * 7)}, "7 recall steps do not fit a model with max_history=6"),
+        ({"wishes": RecallWishes(temperature=2.0)}, "--temperature 2.0: .* with --continuation sampled"),
+        ({"wishes": RecallWishes(beam_width=2)}, "--beam-width 2: give it with --continuation beam"),
+        ({"asked_for": AskedFor(users="absent")}, "absent: no such file"),
+        ({"asked_for": AskedFor(exclude_items="absent")}, "absent: no such file; --exclude-items takes"),
+        ({"asked_for": AskedFor(changed_since="tomorrow")}, "--only-changed-since tomorrow: .* has no times"),
     ],
 )
 def test_mistakes_are_told_before_anything_starts(run, dataset, tmp_path, monkeypatch, change, message):
@@ -211,7 +222,8 @@ def test_mistakes_are_told_before_anything_starts(run, dataset, tmp_path, monkey
 
 
 def test_another_vocabulary_is_refused(run, write_dataset, tmp_path):
-    other = write_dataset(tmp_path, {"u1": [1, 2, 3]})
+    (tmp_path / "other").mkdir()
+    other = write_dataset(tmp_path / "other", {"u1": [1, 2, 3]})
     with pytest.raises(
         UserError, match="the model was trained on another vocabulary .30 items. than that of .* .3 items"
     ):
@@ -220,9 +232,10 @@ def test_another_vocabulary_is_refused(run, write_dataset, tmp_path):
 
 def test_what_is_read_from_is_never_overwritten(run, dataset, tmp_path):
     users = tmp_path / "out" / "users.txt"
+    asked_for = AskedFor(users=str(users))
     for output in (dataset.url, str(run), str(run / "model"), str(Path(dataset.url).parent), users.parent):
         with pytest.raises(UserError, match="which is read from"):
-            run_generate(str(run), dataset.url, str(output), users=str(users), overwrite=True)
+            run_generate(str(run), dataset.url, str(output), asked_for=asked_for, overwrite=True)
 
 
 def test_quotas_on_the_command_line():

@@ -16,8 +16,9 @@ from recgpt.retrieval.candidates import (
     MadeFrom,
     candidates_table,
     finish,
+    manifest_of,
     read_candidates,
-    verify_candidates,
+    read_manifest,
     write_part,
 )
 
@@ -40,7 +41,8 @@ def folder(tmp_path):
     """Two finished part files with one row group each; user 9 has candidates of steps 1 and 2."""
     table = table_of(pa.array(["a", "b", "c"]), pa.array([9, 7]))
     parts = [write_part(str(tmp_path), part, table.slice(row, 1)) for part, row in ((4, 1), (1, 0))]
-    finish(str(tmp_path), parts, RecallSettings(3, (2, 1)), MADE_FROM)
+    (tmp_path / "part-00001.parquet.partial").write_bytes(b"left by a killed run")
+    finish(str(tmp_path), manifest_of(parts, RecallSettings(3, (2, 1)), MADE_FROM))
     return tmp_path
 
 
@@ -70,7 +72,7 @@ def test_integer_items_and_string_users():
 
 
 def test_manifest_counts_and_names_every_file(folder):
-    manifest = verify_candidates(str(folder))
+    manifest = read_manifest(str(folder))
     assert (manifest.num_users, manifest.num_candidates, manifest.k, manifest.quotas) == (2, 4, 3, [2, 1])
     assert [(file.path, file.rows, file.candidates) for file in manifest.files] == [
         ("part-00001.parquet", 1, 3),
@@ -97,21 +99,21 @@ def test_changed_missing_and_added_files_are_noticed(folder):
     original = part.read_bytes()
     part.write_bytes(original[:-1] + b"X")
     with pytest.raises(UserError, match="part-00004.parquet: not the file that was written"):
-        verify_candidates(str(folder))
+        list(read_candidates(str(folder)))
     part.unlink()
     with pytest.raises(UserError, match="part-00004.parquet: the manifest names this file but it is missing"):
-        verify_candidates(str(folder))
+        list(read_candidates(str(folder)))
     part.write_bytes(original)
     (folder / "part-00007.parquet").write_bytes(original)
     with pytest.raises(UserError, match="part-00007.parquet is not in the manifest"):
-        verify_candidates(str(folder))
+        list(read_candidates(str(folder)))
 
 
 @pytest.mark.parametrize("name", ["_SUCCESS", "_manifest.json"])
 def test_unfinished_folders_are_refused(folder, name):
     (folder / name).unlink()
     with pytest.raises(UserError, match=f"no finished candidates .{name} is missing"):
-        verify_candidates(str(folder))
+        list(read_candidates(str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -125,4 +127,4 @@ def test_manifests_that_cannot_be_read(folder, change, message):
     path = folder / "_manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=message):
-        verify_candidates(str(folder))
+        list(read_candidates(str(folder)))

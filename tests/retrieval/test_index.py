@@ -1,11 +1,12 @@
-"""Exact search: known scores, ties, exclusions, short lists, and agreement with a full sort."""
+"""Exact search: known scores, ties, exclusions, filters, short lists, and agreement with a full sort."""
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recgpt.retrieval.index import ExactIndex, Exclusions
+from recgpt.model.row_ranges import RowRanges
+from recgpt.retrieval.index import ExactIndex, Exclusions, rescore
 
 INFINITY = float("inf")
 
@@ -66,22 +67,118 @@ def test_exclusions_from_offsets():
     assert excluded.item_P.tolist() == [4, 5, 6]
 
 
+def test_exclusions_for_branches():
+    excluded = Exclusions(torch.tensor([0, 2]), torch.tensor([7, 9])).for_branches(2)
+    assert excluded.token_P.tolist() == [0, 1, 4, 5]
+    assert excluded.item_P.tolist() == [7, 7, 9, 9]
+
+
+def sorted_lists(score_BR, k: int, excluded: list[list[int]], allowed: set[int]):
+    """(score, item) lists of a full sort: what a search must find."""
+    lists = []
+    for scores, banned in zip(score_BR.tolist(), excluded, strict=True):
+        left = [(-scores[item], item) for item in allowed - set(banned)]
+        best = [(-negative, item) for negative, item in sorted(left)]
+        lists.append((best + [(-INFINITY, 0)] * k)[:k])
+    return lists
+
+
+def found_lists(score_BK, item_BK):
+    return [
+        list(zip(scores, items, strict=True))
+        for scores, items in zip(score_BK.tolist(), item_BK.tolist(), strict=True)
+    ]
+
+
 @st.composite
 def searches(draw: st.DrawFn):
-    scores = draw(st.lists(st.integers(-3, 3), min_size=1, max_size=30))
-    excluded = draw(st.lists(st.lists(st.integers(0, len(scores)), max_size=8), min_size=1, max_size=4))
-    return scores, excluded, draw(st.integers(1, 12)), draw(st.integers(1, 35))
+    """Few different scores, so that many are equal; enough items for several groups in a block."""
+    num_items = draw(st.integers(1, 200))
+    rows = draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    levels = draw(st.sampled_from([1, 3, 1000]))
+    table = torch.randint(-levels, levels + 1, (num_items + 1, 2), generator=generator).double()
+    if draw(st.booleans()):  # each block surpasses those before
+        table = table.sort(dim=0).values
+    interest = torch.randint(-2, 3, (rows, 2), generator=generator).double()
+    excluded = [draw(st.lists(st.integers(0, num_items), max_size=8)) for _ in range(rows)]
+    allowed = draw(st.none() | st.sets(st.integers(1, num_items)))
+    return table, interest, excluded, allowed, draw(st.integers(1, 40)), draw(st.integers(1, 210))
 
 
+@settings(deadline=None)
 @given(searches())
-def test_agrees_with_sorting_everything(search: tuple[list[int], list[list[int]], int, int]):
-    scores, excluded, k, block_items = search
+def test_agrees_with_sorting_everything(search):
+    table, interest, excluded, allowed, k, block_items = search
     offsets = torch.tensor([0, *torch.tensor([len(items) for items in excluded]).cumsum(0)])
-    flat = torch.tensor([item for items in excluded for item in items], dtype=torch.int64)
-    score, item = index_of_scores([float(s) for s in scores], block_items).search(
-        torch.ones(len(excluded), 1), k, Exclusions.from_offsets(flat, offsets)
+    pairs = Exclusions.from_offsets(
+        torch.tensor([item for items in excluded for item in items], dtype=torch.int64), offsets
     )
-    for row, banned in enumerate(excluded):
-        left = [(-s, i) for i, s in enumerate(scores, start=1) if i not in banned]
-        expected = (sorted(left) + [(INFINITY, 0)] * k)[:k]
-        assert [(-s, i) for s, i in zip(score[row].tolist(), item[row].tolist(), strict=True)] == expected
+    allowed_A = None if allowed is None else torch.tensor(sorted(allowed), dtype=torch.int64)
+    everything = set(range(1, len(table))) if allowed is None else allowed
+    expected = sorted_lists(interest @ table.T, k, excluded, everything)
+    pieces = RowRanges([table[: len(table) // 2], table[len(table) // 2 :]])
+    for rows in (table, pieces):
+        index = ExactIndex(rows, block_items, allowed_A)
+        assert found_lists(*index.search(interest, k, pairs)) == expected
+
+
+@pytest.mark.parametrize("share", [0.1, 0.95])
+def test_a_filter_costs_no_place_of_a_list(share: float):
+    """Blocks of several groups, lists shorter and longer than what is allowed; few are allowed, or most."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(3001, 8, generator=generator, dtype=torch.float64)
+    interest = torch.randn(5, 8, generator=generator, dtype=torch.float64)
+    allowed = (torch.rand(3001, generator=generator) < share).nonzero().squeeze(1)
+    allowed = allowed[allowed > 0]
+    for block_items, k in [(1000, 50), (512, 5), (4000, 400)]:
+        expected = sorted_lists(interest @ table.T, k, [[]] * 5, set(allowed.tolist()))
+        score, item = ExactIndex(table, block_items, allowed).search(interest, k)
+        assert item.tolist() == [[item for _, item in places] for places in expected]
+
+
+def test_items_that_are_not_allowed_have_vectors():
+    table = torch.randn(6, 2)
+    index = ExactIndex(table, 3, torch.tensor([2]))
+    assert torch.equal(index.vectors(torch.tensor([[5, 0], [1, 2]])), table[torch.tensor([[5, 0], [1, 2]])])
+
+
+def test_rescoring_puts_candidates_in_the_order_of_a_search():
+    item = torch.tensor([[3, 0, 5, 1], [2, 4, 0, 0]])
+    table = torch.tensor([9.0, 2.0, 1.0, 2.0, 7.0, 8.0])[:, None]
+    score, item = rescore(torch.ones(2, 1), table[item], item, 3)
+    assert item.tolist() == [[5, 1, 3], [4, 2, 0]]
+    assert score.tolist() == [[8.0, 2.0, 2.0], [7.0, 1.0, -INFINITY]]
+
+
+def coarse_and_exact(device: str, allowed: torch.Tensor | None = None):
+    """What a search with a first pass in bfloat16 and an exact one find for 64 rows among 30,000 items."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(30_001, 64, generator=generator).to(device)
+    interest = torch.randn(64, 64, generator=generator).to(device)
+    excluded = Exclusions.from_lists(torch.randint(1, 30_001, (64, 10), generator=generator).to(device))
+    coarse = ExactIndex(table, 7000, allowed, torch.bfloat16).search(interest, 50, excluded)
+    exact = ExactIndex(table, 7000, allowed).search(interest, 50, excluded)
+    return coarse, exact
+
+
+@pytest.mark.parametrize("allowed", [None, torch.arange(5, 2000, 3), torch.arange(3, 30_001)])
+def test_a_first_pass_in_bfloat16_finds_the_same(allowed):
+    (score, item), (exact_score, exact_item) = coarse_and_exact("cpu", allowed)
+    assert (item == exact_item).double().mean() > 0.999
+    torch.testing.assert_close(score, exact_score)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_first_pass_in_bfloat16_finds_the_same_on_cuda():
+    (_, item), (_, exact_item) = coarse_and_exact("cuda")
+    found = [len(set(a) & set(b)) for a, b in zip(item.tolist(), exact_item.tolist(), strict=True)]
+    assert sum(found) >= 0.999 * exact_item.numel()
+
+
+def test_a_first_pass_ends_short_lists_with_nothing():
+    index = ExactIndex(torch.tensor([9.0, 1.0, 2.0])[:, None], 10, coarse=torch.bfloat16)
+    score, item = index.search(torch.ones(1, 1), 3)
+    assert item.tolist() == [[2, 1, 0]]
+    assert score.tolist() == [[2.0, 1.0, -INFINITY]]

@@ -134,6 +134,17 @@ def test_recall_with_a_table_of_users_equals_its_slow_twin(model_of_users):
     assert len({tuple(items) for items in lists}) == 3, "known users do not"
 
 
+def test_loaded_recall_knows_what_may_be_found_and_what_is_popular(model_of_users):
+    url, gpt, table_RD = model_of_users(torch.randn(4, 8))
+    settings = RecallSettings(6, (4, 2), continuation="beam", beam_width=2)
+    histories = torch.tensor([5, 9]), torch.tensor([0, 2, 2]), torch.tensor([10, -5])
+    others = {"popularity_R": torch.arange(31) % 7, "allowed": torch.arange(3, 31, 2)}
+    found = load_recall(url, settings, **others).recommend(*histories)
+    expected = recommend_reference(gpt, table_RD, settings, *histories, **others)
+    assert found.item_index_BK.tolist() == expected.item_index_BK.tolist()
+    assert found.step_BK.tolist() == expected.step_BK.tolist() == [[1, 1, 1, 1, 2, 2], [0] * 6]
+
+
 def test_a_table_of_users_that_diverged_is_refused(model_of_users):
     rows_RD = torch.zeros(4, 8)
     rows_RD[2, 5] = float("inf")

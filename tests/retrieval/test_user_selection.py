@@ -1,11 +1,23 @@
 """Which users candidates are wanted for: lists as users write them, and their place in the dataset."""
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from recgpt.errors import UserError
-from recgpt.retrieval.user_selection import all_users, read_user_list, selected_users
+from recgpt.retrieval import user_selection
+from recgpt.retrieval.user_selection import (
+    all_users,
+    checksum_of_units,
+    find_user,
+    hash_bounds,
+    select_users,
+)
+
+
+def selected_users(dataset, path):
+    return select_users(dataset, path, None)
 
 
 @pytest.fixture
@@ -15,11 +27,7 @@ def dataset(write_dataset, tmp_path):
 
 
 def ids_of(dataset, units) -> list[int]:
-    ids: list[int] = []
-    for unit in units:
-        users = dataset.read_row_group(unit.row_group, ["user_id"])["user_id"].to_pylist()
-        ids += users if unit.rows is None else [users[row] for row in unit.rows]
-    return ids
+    return [user for unit in units for user in unit.histories(dataset)["user_id"].to_pylist()]
 
 
 def user_list(tmp_path, content: str | bytes) -> str:
@@ -60,9 +68,57 @@ def test_every_user_may_be_listed(dataset, tmp_path):
     assert sorted(ids_of(dataset, selected_users(dataset, str(path)))) == list(range(100, 150))
 
 
-def test_unknown_users_are_counted_and_the_first_is_named(dataset, tmp_path):
-    with pytest.raises(UserError, match="2 of 4 users are not in .*, the first is 7;"):
-        selected_users(dataset, user_list(tmp_path, "100\n7\n101\n5\n"))
+def test_unknown_users_come_last_in_units_of_their_own(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(user_selection, "UNKNOWN_USERS_PER_PART", 2)
+    units = selected_users(dataset, user_list(tmp_path, "7\n100\n5\n7\n1\n101\n"))
+    *known, first, second = units
+    assert sorted(ids_of(dataset, known)) == [100, 101]
+    assert [(unit.part, unit.num_users) for unit in (first, second)] == [(7, 2), (8, 1)]
+    assert ids_of(dataset, [first, second]) == [7, 5, 1]
+    assert first.histories(dataset)["item_indices"].to_pylist() == [[], []]
+    assert first.histories(dataset).schema.equals(known[0].histories(dataset).schema)
+
+
+def test_only_row_groups_that_can_hold_a_listed_user_are_read(dataset, tmp_path, monkeypatch):
+    read = []
+    original = type(dataset).read_row_group
+
+    def counted(self, row_group, columns=None):
+        read.append(row_group.index)
+        return original(self, row_group, columns)
+
+    monkeypatch.setattr(type(dataset), "read_row_group", counted)
+    selected_users(dataset, user_list(tmp_path, "117"))
+    assert len(read) <= 1
+
+
+def test_another_filter_goes_with_a_list(dataset, tmp_path):
+    wanted = user_list(tmp_path, "100\n7\n101\n102\n")
+    everyone = select_users(dataset, wanted, lambda part: np.ones(dataset.row_groups[part].rows, bool))
+    assert sorted(ids_of(dataset, everyone)) == [100, 101, 102]  # the unknown one cannot have changed
+    assert select_users(dataset, wanted, lambda part: np.zeros(dataset.row_groups[part].rows, bool)) == []
+
+
+def test_bounds_are_those_of_the_hashes(dataset):
+    for row_group, bounds in zip(dataset.row_groups, hash_bounds(dataset), strict=True):
+        hashes = dataset.read_row_group(row_group)["user_hash"].to_pylist()
+        assert bounds.tolist() == [min(hashes), max(hashes)]
+
+
+def test_one_user_is_found(dataset):
+    for part, row_group in enumerate(dataset.row_groups):
+        for row, user in enumerate(dataset.read_row_group(row_group)["user_id"].to_pylist()):
+            assert find_user(dataset, str(user)) == (part, row)
+    assert find_user(dataset, "7") is None
+    with pytest.raises(UserError, match="--user u7: the user ids of .* are integers"):
+        find_user(dataset, "u7")
+
+
+def test_the_checksum_tells_selections_apart(dataset, tmp_path):
+    lists = ["100\n101", "101\n100\n100", "100", "100\n102", "100\n101\n7", "100\n101\n8", "100\n101\n7\n8"]
+    sums = [checksum_of_units(selected_users(dataset, user_list(tmp_path, text))) for text in lists]
+    assert sums[0] == sums[1]
+    assert len({*sums, checksum_of_units(all_users(dataset))}) == len(lists)
 
 
 def test_string_ids(write_dataset, tmp_path):
@@ -70,43 +126,5 @@ def test_string_ids(write_dataset, tmp_path):
     dataset = write_dataset(tmp_path / "dataset", {"Zoë": [1], "x y": [2], "007": [1]})
     units = selected_users(dataset, user_list(tmp_path, "\ufeff007\nx y\nZoë"))
     assert sorted(ids_of(dataset, units)) == ["007", "Zoë", "x y"]
-    with pytest.raises(UserError, match="1 of 1 users are not in .*, the first is '7'"):
-        selected_users(dataset, user_list(tmp_path, "7"))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "names no user"),
-        ("\n  \n", "names no user"),
-        ("12\nabc\n", "the dataset's user ids are int64: .*abc"),
-        (b"\xff\xfe1\x00", "neither UTF-8 text nor Parquet"),
-        (b"PAR1 but no more", "not a readable Parquet file"),
-    ],
-)
-def test_lists_that_cannot_be_read(tmp_path, content, message):
-    with pytest.raises(UserError, match=message):
-        read_user_list(user_list(tmp_path, content), pa.int64())
-
-
-def test_missing_lists_and_folders(tmp_path):
-    with pytest.raises(UserError, match="no such file; --users takes"):
-        read_user_list(str(tmp_path / "absent"), pa.int64())
-    with pytest.raises(UserError, match="is a folder"):
-        read_user_list(str(tmp_path), pa.int64())
-
-
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        ({"user": [1]}, "no column user_id; it has user"),
-        ({"user_id": [1, None]}, "1 rows have no user_id"),
-        ({"user_id": [1.5]}, "the dataset's user ids are int64"),
-        ({"user_id": pa.array([[1]])}, "the dataset's user ids are int64"),
-        ({"user_id": pa.array([], pa.int64())}, "names no user"),
-    ],
-)
-def test_parquet_lists_that_cannot_be_used(tmp_path, table, message):
-    pq.write_table(pa.table(table), tmp_path / "users.parquet")
-    with pytest.raises(UserError, match=message):
-        read_user_list(str(tmp_path / "users.parquet"), pa.int64())
+    (unknown,) = selected_users(dataset, user_list(tmp_path, "7"))
+    assert unknown.unknown_users.to_pylist() == ["7"]

@@ -1,0 +1,94 @@
+"""Files that name users or items: text with one id per line, or Parquet with a column of ids."""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recgpt import storage
+from recgpt.data.arrow import combine
+from recgpt.data.vocabulary import Vocabulary
+from recgpt.errors import UserError
+from recgpt.schema import ITEM_ID
+
+_PARQUET_MAGIC = b"PAR1"
+
+
+def read_ids(path: str, column: str, id_type: pa.DataType, option: str) -> pa.Array:
+    """Distinct ids in the order of a file: text, one id per line, or Parquet with a column of that name.
+
+    In text, blank lines and spaces around an id are ignored. ``option`` is named in errors.
+    Raises ``UserError`` if the file is missing, holds no id, or holds one that is not of the dataset's type.
+    """
+    kind = column.removesuffix("_id")
+    try:
+        data = storage.read_bytes(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {option} takes a list of {kind} ids") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; {option} takes one text or Parquet file") from None
+    ids = _parquet_ids(path, data, column) if data.startswith(_PARQUET_MAGIC) else _text_ids(path, data)
+    if not len(ids):
+        raise UserError(f"{path}: names no {kind}; leave {option} out to do without a list")
+    try:
+        return pc.unique(ids.cast(id_type))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(
+            f"{path}: the dataset's {kind} ids are {id_type}: {' '.join(str(error).split())}"
+        ) from None
+
+
+def _text_ids(path: str, data: bytes) -> pa.Array:
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: neither UTF-8 text nor Parquet ({error.reason} at byte {error.start})"
+        ) from None
+    return pa.array([line.strip() for line in lines if line.strip()], pa.string())
+
+
+def _parquet_ids(path: str, data: bytes, column: str) -> pa.Array:
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if column not in file.schema_arrow.names:
+            raise UserError(f"{path}: no column {column}; it has {', '.join(file.schema_arrow.names)}")
+        ids = combine(file.read([column])[column])
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from None
+    if ids.null_count:
+        raise UserError(f"{path}: {ids.null_count} rows have no {column}; remove them")
+    return ids
+
+
+def allowed_items(
+    vocabulary: Vocabulary, exclude: str | None, only: str | None
+) -> tuple[npt.NDArray[np.int64], dict[str, int]]:
+    """Indices, ascending, of the items that may be candidates, and how many unknown ids each file names.
+
+    Args:
+        exclude: file of items that may not.
+        only: file of the items that may; all without it.
+
+    Raises ``UserError`` as ``read_ids``, if a file names no known item, or if no item is left.
+    """
+    allowed = np.ones(vocabulary.num_items + 1, np.bool_)
+    allowed[0] = False  # padding
+    unknown: dict[str, int] = {}
+    for path, option in ((only, "--only-items"), (exclude, "--exclude-items")):
+        if path is None:
+            continue
+        ids = read_ids(path, ITEM_ID, vocabulary.item_ids.type, option)
+        named = np.zeros(len(allowed), np.bool_)
+        named[vocabulary.encode(ids)] = True
+        known = int(named[1:].sum())
+        if not known:
+            raise UserError(f"{path}: none of its {len(ids)} items is in the dataset; check {option}")
+        unknown[path] = len(ids) - known
+        allowed &= named if option == "--only-items" else ~named
+    if not allowed.any():
+        raise UserError(
+            "--exclude-items and --only-items leave no item; name fewer in the one or more in the other"
+        )
+    return np.flatnonzero(allowed), unknown
