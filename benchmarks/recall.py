@@ -30,9 +30,9 @@ from benchmarks.recall_ranks import LAST_POSITION, PUBLISHED, RECGPT
 from recgpt.config import ModelSettings
 
 FAISS = (["torch==2.13.0"], ["faiss-cpu==1.15.1"])
-FAISS_SIDE = "faiss IndexFlatIP"
 ALONE = "a plain loop"
-THREADS = 2  # of each side of a comparison in one process
+THREADS = 2  # of each side of `published`, in one process
+FLOOR_THREADS = 1  # as an actor has
 
 
 class Part(str, enum.Enum):
@@ -61,19 +61,21 @@ class Size:
 
     published_users: int = 1024
     """In a turn: as many as an actor hands over at once."""
-    published_turns: int = 20
+    published_turns: int = 10
     catalogues: tuple[Catalogue, ...] = (
         Catalogue(12_000, batches=16, turns=10),
         Catalogue(1_000_000, batches=1, turns=5),
-        Catalogue(10_000_000, batches=1, turns=2),
+        Catalogue(10_000_000, batches=1, turns=1),
     )
     quotas: tuple[int, ...] = (90, 10)
     batch_users: int = 256
     history: int = 10
     blocks: tuple[int, ...] = (4096, 16_384, 65_536)
     """Items that the products alone take at a time."""
+    faiss_blocks: tuple[int, ...] = (16_384, 65_536)
+    """The same for faiss."""
     floor_rounds: int = 2
-    actor_users: int = 400_000
+    actor_users: int = 200_000
     actors: tuple[int, ...] = (1, 2)
     actor_rounds: int = 2
     memory_users: tuple[int, ...] = (10_000, 100_000, 1_000_000, 5_000_000)
@@ -118,16 +120,20 @@ def measure_floor(log: Path, size: Size) -> Result:
         work = {"num_items": catalogue.items, "quotas": size.quotas, "batch_users": size.batch_users}
         work |= {"batches": catalogue.batches, "turns": catalogue.turns}
         ours = {"history": size.history, "blocks": size.blocks}
-        theirs = {"width": ModelSettings().width}
+        theirs = {"width": ModelSettings().width, "blocks": size.faiss_blocks}
         seconds: dict[str, list[float]] = {}
         for _ in range(size.floor_rounds):
             (taken,) = run_ranks(
-                "benchmarks.recall_ranks:recall_and_products", world_size=1, threads=THREADS, **work, **ours
+                "benchmarks.recall_ranks:recall_and_products",
+                world_size=1,
+                threads=FLOOR_THREADS,
+                **work,
+                **ours,
             )
-            (taken[FAISS_SIDE],) = run_ranks(
-                "benchmarks.yardsticks.exact_search:faiss_seconds", python, 1, THREADS, **work, **theirs
+            (by_faiss,) = run_ranks(
+                "benchmarks.yardsticks.exact_search:faiss_seconds", python, 1, FLOOR_THREADS, **work, **theirs
             )
-            for side, some in taken.items():
+            for side, some in (taken | by_faiss).items():
                 seconds.setdefault(side, []).extend(some)
         rates = users_per_second(seconds, catalogue.batches * size.batch_users)
         result += [
@@ -200,7 +206,7 @@ def print_published(result: Result) -> None:
 
 def print_floor(result: Result) -> None:
     print_table(
-        f"Recall, and the products and top-k in it by themselves; {THREADS} threads",
+        f"Recall, and the products and top-k in it by themselves; {FLOOR_THREADS} thread",
         ["side", "items", "users/s", "RecGPT / it"],
         [
             [

@@ -47,21 +47,33 @@ class BlockSearch:
 
 
 def faiss_seconds(
-    num_items: int, width: int, quotas: list[int], batch_users: int, batches: int, turns: int
-) -> list[float]:
+    num_items: int,
+    width: int,
+    quotas: list[int],
+    batch_users: int,
+    blocks: list[int],
+    batches: int,
+    turns: int,
+) -> dict[str, list[float]]:
     """Seconds that each turn takes with faiss: ``batches`` of users, a search for each quota.
 
-    It takes as many threads as OMP_NUM_THREADS allows.
+    Each of ``blocks`` is a side of its own: the items that faiss scores at a time. It takes as
+    many threads as OMP_NUM_THREADS allows.
     """
     import faiss
 
+    # Matrix products from so many queries on: faiss 1.15 otherwise goes through a batch of 256 one by one.
+    faiss.cvar.distance_compute_blas_threshold = 20
     index = faiss.IndexFlatIP(width)
     index.add(random_rows(num_items, width, seed=0))
     interest_BD = random_rows(batch_users, width, seed=1)
-    seconds = []
-    for _ in range(1 + turns):
-        begun = time.perf_counter()
-        for quota in quotas * batches:
-            index.search(interest_BD, quota)
-        seconds.append(time.perf_counter() - begun)
-    return seconds[1:]  # the first is a warm-up
+    seconds: dict[str, list[float]] = {}
+    for block_items in blocks:
+        faiss.cvar.distance_compute_blas_database_bs = block_items
+        taken = seconds.setdefault(f"faiss, {block_items:,} items at a time", [])
+        for _ in range(1 + turns):
+            begun = time.perf_counter()
+            for quota in quotas * batches:
+                index.search(interest_BD, quota)
+            taken.append(time.perf_counter() - begun)
+    return {side: taken[1:] for side, taken in seconds.items()}  # the first is a warm-up

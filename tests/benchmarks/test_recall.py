@@ -28,6 +28,7 @@ TINY = Size(
     catalogues=(Catalogue(300, batches=2, turns=1), Catalogue(1000, batches=1, turns=1)),
     batch_users=4,
     blocks=(64, 5000),
+    faiss_blocks=(64, 1024),
     floor_rounds=1,
     actor_users=40_000,
     actors=(1, 2),
@@ -110,7 +111,8 @@ def test_recall_and_its_floor(monkeypatch, capsys):
     pytest.importorskip("faiss")
     monkeypatch.setattr(recall, "environment", lambda *installations: sys.executable)
     result = recall.measure_floor(Path(), TINY)
-    sides = [RECGPT, "torch, 64 items at a time", "torch, 300 items at a time", recall.FAISS_SIDE]
+    searches = ("torch, 64", "torch, 300", "faiss, 64", "faiss, 1,024")
+    sides = [RECGPT, *(f"{search} items at a time" for search in searches)]
     assert [row["side"] for row in result if row["items"] == 300] == sides
     for row in result:
         assert row["share_of_floor"] * row["users_per_second"] == pytest.approx(
