@@ -140,7 +140,9 @@ def recgpt_turn(log: Path, output: Path) -> Turn:
 
 def ray_alone() -> float:
     """Seconds of a process that starts Ray as `recgpt prepare` does, and ends."""
-    return run([sys.executable, "-c", "from ray_jobs.runtime import start_ray; start_ray(2)"])[0]
+    return run(
+        [sys.executable, "-c", "from ray_jobs.runtime import start_ray; start_ray(2, large_objects=True)"]
+    )[0]
 
 
 def run(call: Sequence[str | Path]) -> tuple[float, int]:

@@ -50,10 +50,22 @@ def run_on_actors(
     loads at first use.
     Only an actor that is up gets tasks, so that a cluster with fewer free CPUs than actors still finishes;
     one for which there is no room yet makes Ray's autoscaler add a machine.
+    Raises ``UserError`` for a task at which actors are lost again and again.
     """
     import ray
 
-    pool = _Pool(worker, arguments)
+    try:
+        yield from _run(_Pool(worker, arguments), method, tasks, actors)
+    except ray.exceptions.RayActorError as error:
+        raise UserError(
+            f"an actor was lost {TASK_RETRIES + 1} times at the same task, perhaps for want of memory "
+            f"({' '.join(str(error).split())[:200]}); run the same command again to go on"
+        ) from None
+
+
+def _run(pool: "_Pool", method: str, tasks: Sequence[Any], actors: ActorRange) -> Iterator[tuple[int, Any]]:
+    import ray
+
     waiting = list(reversed(range(len(tasks))))
     unfinished = len(tasks)
     try:

@@ -58,11 +58,12 @@ def run_generate(
 
     asked_for = asked_for or AskedFor()
     output = storage.absolute(output)
-    storage.check_output_apart(output, dataset, model, *([index] if index else []), *asked_for.sources)
+    storage.check_output_apart(output, dataset, model, *([index] if index else []))
     plan = plan_candidates(model, dataset, wishes or RecallWishes(), asked_for, index)
+    storage.check_output_apart(output, *plan.asked_for.sources)
     finished = candidate_job.finished_manifest(output, plan.job, check=overwrite)
     if finished is not None:
-        candidate_job.clear_after(output)
+        candidate_job.clear_after(output, plan.job)
         typer.echo(f"{output} is finished already, by the same command; nothing is done")
         return asdict(finished)
     run = candidate_job.begin(output, plan.job, {part_name(unit.part) for unit in plan.units}, overwrite)
@@ -71,6 +72,7 @@ def run_generate(
     if run.done:
         typer.echo(f"{len(run.done)} of {len(plan.units)} parts are finished already; going on", err=True)
     manifest = plan.manifest([*run.done, *_recall(plan, run, actors, index_shards, price_per_hour)])
+    plan.check_unchanged()
     candidate_job.finish_job(run, output, manifest)
     return asdict(manifest)
 

@@ -63,6 +63,7 @@ def prepare_dataset(
     from recgpt.data.sources import ColumnNames, check_kinds_of_time, sources_of
 
     output = storage.absolute(output)
+    storage.recover_folder(output)  # which may be what is appended to
     base = HistoryDataset.open(append) if append else None
     storage.check_output_is_free(output, overwrite)
     event_column = settings.event_column if settings.events else None
@@ -76,7 +77,7 @@ def prepare_dataset(
     if base and base.url != output:
         read_from.append(base.url)
     storage.check_output_apart(output, *read_from)
-    start_ray(min_cpus=2)
+    start_ray(min_cpus=2, large_objects=True)
     from ray_jobs.prepare_pipeline import HistoryBuilder, num_buckets
     from ray_jobs.prepare_reading import LogReader
 
@@ -340,7 +341,7 @@ def command(
             "item_column": item_column,
             "time_column": time_column,
             "event_column": event_column,
-            "events": None if events is None else tuple(events.split(",")),
+            "events": None if events is None else tuple(name.strip() for name in events.split(",")),
             "time_unit": time_unit,
             "since": since,
             "until": until,

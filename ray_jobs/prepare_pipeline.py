@@ -92,6 +92,7 @@ class HistoryBuilder:
             [piece for bucket in log.buckets[first : first + joined] for piece in bucket]
             for first in range(0, len(log.buckets), joined)
         ]
+        log.buckets = []  # nothing else refers to the pieces then, and the store frees what is used up
 
     def run(self, known_items: pa.Array | None) -> Prepared:
         """Do it all. Items of ``known_items`` come first in the vocabulary, in their order.
@@ -123,7 +124,7 @@ class HistoryBuilder:
             preparation.build,
             [(self.settings, self.has_timestamps, *pieces) for pieces in self.buckets],
         )
-        self.buckets = []  # the object store frees what nothing refers to
+        self.buckets = []
         by_building: Counter[str] = Counter()
         for part, _ in results:
             by_building.update(part.dropped)
@@ -133,14 +134,17 @@ class HistoryBuilder:
 
     def _number_items(self, of_buckets: list[pa.Array], known_items: pa.Array | None) -> Catalogue:
         known = of_buckets[0][:0] if known_items is None else known_items
-        encoded = pa.chunked_array([known, *of_buckets]).combine_chunks().dictionary_encode()
+        joined = pa.chunked_array([known, *of_buckets])
+        if pa.types.is_string(known.type):  # all of them together may be more than 2 GiB
+            joined = joined.cast(pa.large_string())
+        encoded = joined.combine_chunks().dictionary_encode()
         order = grown_order(encoded.dictionary, len(known))
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
         all_places = place[encoded.indices.to_numpy(zero_copy_only=False)]
         ends = np.cumsum([len(ids) for ids in of_buckets])
         places = np.split(all_places[len(known) :], ends[:-1])
-        item_ids = encoded.dictionary.take(pa.array(order))
+        item_ids = encoded.dictionary.take(pa.array(order)).cast(known.type)
         return Catalogue(item_ids, places, len(known))
 
     def _remove_rare(

@@ -63,6 +63,7 @@ class LogReader:
             try:
                 log = self._read(wanted)
             except OtherTokens as error:
+                storage.remove(storage.join(self.folder, QUARANTINE_FOLDER))  # what is bad is seen anew
                 column = "user_type" if str(error) == USER_ID else "item_type"
                 wanted = replace(wanted, **{column: pa.string()})
                 continue
@@ -98,7 +99,11 @@ class LogReader:
         for reference in stream:
             first = ray.get(reference)
             count = self.num_buckets if isinstance(first, BatchCounts) else 0
-            yield first, [next(stream) for _ in range(count)]
+            tables = [table for _, table in zip(range(count), stream, strict=False)]
+            if len(tables) < count:
+                ray.get(reference)  # the task has failed: this says why
+                ray.get(tables)
+            yield first, tables
 
     def _whole_files(
         self, batches: list[tuple[Piece, BatchCounts, list[Any]]], bad_files: dict[str, BadFile]

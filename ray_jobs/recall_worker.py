@@ -92,7 +92,7 @@ class RecallWorker:
             yield len(users)
         check_run_is_latest(self.run.folder, self.run.token)
         file = write_part(self.run.folder, unit.part, pa.concat_tables(pieces).combine_chunks())
-        write_receipt(self.run.folder, file)
+        write_receipt(self.run, file)
         yield file
 
     def _candidates(self, users: "pa.Table") -> "pa.Table":

@@ -15,6 +15,7 @@ from ray_jobs.command_line import invoke
 from recgpt.errors import UserError
 
 OBJECT_STORE_BYTES = 512 * 1024**2
+LARGE_OBJECT_STORE_BYTES = 3 * 1024**3  # at most; for what would go to disk and come back otherwise
 
 # How a UserError looks at the end of a traceback that comes as text from another process.
 _REMOTE_USER_ERROR = re.compile(rf"^{re.escape(UserError.__module__)}\.UserError: (.+)$", re.MULTILINE)
@@ -45,11 +46,13 @@ _ERROR_LINE = re.compile(r"^(?!ray\.)[\w.]+: .*$", re.MULTILINE)
 _SECRET_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 
 
-def start_ray(min_cpus: int) -> None:
+def start_ray(min_cpus: int, *, large_objects: bool = False) -> None:
     """Join the cluster that ``RAY_ADDRESS`` names, or start a local Ray; once per process.
 
     ``min_cpus``: logical CPUs the job needs at once. A local Ray declares at least that many,
     because a pipeline whose actors hold every CPU waits for ever for one to read its input with.
+    ``large_objects``: the job hands much data from task to task; a local object store may then take an
+    eighth of the machine's memory.
     """
     guard_local_ray()
     import ray
@@ -64,11 +67,16 @@ def start_ray(min_cpus: int) -> None:
             address="local",  # left out, a cluster that someone else started here would be joined
             num_cpus=max(min_cpus, os.cpu_count() or 1),
             include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=_large_object_store() if large_objects else OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level="WARNING",
         )
     configure_ray_data()
+
+
+def _large_object_store() -> int:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(max(memory // 8, OBJECT_STORE_BYTES), LARGE_OBJECT_STORE_BYTES)
 
 
 def configure_ray_data() -> None:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,7 +122,8 @@ def write_bytes(url: str, data: bytes) -> None:
         filesystem.pipe_file(path, data)
         return
     filesystem.makedirs(filesystem._parent(path), exist_ok=True)
-    temporary = f"{path}.partial"
+    # A name of its own: a lost process may still be writing the same file.
+    temporary = f"{path}.{secrets.token_hex(4)}.partial"
     filesystem.pipe_file(temporary, data)
     Path(temporary).replace(path)
 

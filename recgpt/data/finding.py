@@ -1,9 +1,11 @@
 """Finding the files of a log, recognising their format, and checking their columns."""
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from glob import has_magic
 from typing import Literal
 from urllib.parse import unquote
@@ -122,18 +124,26 @@ def _description(
         sample = file.read(_SAMPLE_BYTES)
     text_size = size * _TEXT_IN_GZIP if compressed else size
     whole = len(sample) < _SAMPLE_BYTES
-    text = sample.decode("utf-8-sig", errors="strict" if whole else "ignore")
-    lines = text.splitlines()[: None if whole else -1] or [text]
+    text = sample.decode("utf-8-sig", errors="replace")  # a broken byte spoils its row alone
     if not text.strip():
         raise UnreadableFile("the file is empty")
+    lines = text.lstrip("\r\n").splitlines()
+    lines = lines if whole else lines[:-1] or lines
     recognised = recognise_text(lines, names) if format == "auto" else format
     if recognised == "sequences":
-        rows = _scale_up(sum(len(line.split()) - 1 for line in lines), lines, text_size)
         tokens = [line.split() for line in lines]
+        if "\r" in text and "\n" not in text:
+            raise UnreadableFile("its lines end with a carriage return alone; end them with a line feed")
+        num_items = sum(max(len(line) - 1, 0) for line in tokens)
+        if not num_items:
+            raise UnreadableFile("no line has a user and an item; a table needs a header with its columns")
+        rows = num_items if whole else _scale_up(num_items, lines, text_size)
         users = _text_type([line[0] for line in tokens if line])
         items = _text_type([item for line in tokens for item in line[1:]])
         return Source(url, "sequences", size, rows, compressed=compressed, user_type=users, item_type=items)
-    return _describe_table(url, recognised, size, text_size, lines, names, time_unit, compressed)
+    description = _describe_table(url, recognised, size, lines, names, time_unit, compressed)
+    rows = len(lines) - 1 if whole else _scale_up(len(lines) - 1, lines, text_size)
+    return replace(description, approximate_rows=rows)
 
 
 def recognise_text(lines: Sequence[str], names: ColumnNames) -> str:
@@ -143,7 +153,7 @@ def recognise_text(lines: Sequence[str], names: ColumnNames) -> str:
     also be histories.
     """
     header = _split(lines[0], "\t")
-    if all(_RECBOLE_FIELD.fullmatch(field) for field in header):
+    if header and all(_RECBOLE_FIELD.fullmatch(field) for field in header):
         return "recbole"
     delimiter = _delimiter(lines[0])
     if delimiter is None:
@@ -162,7 +172,6 @@ def _describe_table(
     url: str,
     format: str,
     size: int,
-    text_size: int,
     lines: Sequence[str],
     names: ColumnNames,
     time_unit: Unit | Literal["auto", "none"],
@@ -173,7 +182,8 @@ def _describe_table(
     plain = [_RECBOLE_FIELD.sub(r"\1", field) for field in header] if format == "recbole" else header
     partitions = _missing_columns(plain, names, partitions_of(url))
     in_file = [name if name in partitions else header[plain.index(name)] for name in names.wanted()]
-    rows = [row for line in lines[1:] if line and len(row := _split(line, delimiter)) == len(header)]
+    parsed = csv.reader(io.StringIO("\n".join(lines[1:]), newline=""), delimiter=delimiter)
+    rows = [row for row in parsed if len(row) == len(header)]
 
     def sample(name: str) -> list[str]:
         if name in partitions:
@@ -190,7 +200,7 @@ def _describe_table(
         url,
         chosen,
         size,
-        _scale_up(len(lines) - 1, lines, text_size),
+        len(lines) - 1,
         columns,
         delimiter,
         compressed,
@@ -199,12 +209,13 @@ def _describe_table(
         item_type=_text_type(sample(columns.item)),
         time_type="number" if is_number else "instant",
         time_unit=_unit(np.array(numbers, np.float64), time_unit) if is_number else "microseconds",
+        has_times=bool(times),
     )
 
 
 def _scale_up(count: int, lines: Sequence[str], size: int) -> int:
-    """What a count over the first lines would be over the whole file."""
-    return count * size // max(sum(len(line) + 1 for line in lines), 1)
+    """What a count over the first lines would be over the whole file; never less than it is."""
+    return max(count, count * size // max(sum(len(line) + 1 for line in lines), 1))
 
 
 def _text_type(tokens: Sequence[str]) -> ColumnType:
@@ -227,12 +238,17 @@ def _describe_parquet(
     )
     if names.event and names.event not in partitions:
         _check_is_text(schema.field(names.event))
+    has_times = True
     if names.time in partitions:
-        time: ColumnType = "instant"
-        unit: Unit | None = "microseconds"
+        value = partitions[names.time] or ""
+        is_number = bool(_NUMBER.fullmatch(value))
+        time: ColumnType = "number" if is_number else "instant"
+        unit = _unit(np.array([float(value)]), time_unit) if is_number else "microseconds"
     else:
         time = _time_type(schema.field(names.time))
-        unit = _unit(_some_times(file, names.time), time_unit) if time == "number" else "microseconds"
+        times = _some_times(file, names.time) if time == "number" else np.empty(0)
+        has_times = time == "instant" or bool(len(times))
+        unit = _unit(times, time_unit) if time == "number" else "microseconds"
     metadata = file.metadata
     row_groups = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
     return Source(
@@ -247,6 +263,7 @@ def _describe_parquet(
         item_type=item,
         time_type=time,
         time_unit=unit,
+        has_times=has_times,
     )
 
 
@@ -279,6 +296,8 @@ def _missing_columns(
     """
     kinds = {"user": names.user, "item": names.item, "time": names.time, "event": names.event}
     for kind, name in kinds.items():
+        if name is not None and present.count(name) > 1:
+            raise UnreadableFile(f"column {name} is there {present.count(name)} times")
         if name is not None and name not in present and name not in partitions:
             raise UnreadableFile(
                 f"no column {name}; the columns are {', '.join(present)}; "
@@ -307,7 +326,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _time_type(field: pa.Field) -> ColumnType:
-    if pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
+    if pa.types.is_integer(field.type) or field.type in (pa.float32(), pa.float64()):
         return "number"
     if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type):
         return "instant"

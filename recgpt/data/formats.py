@@ -60,7 +60,7 @@ def read_batches(
 
 
 def _read_parquet(file: IO[bytes], source: Source, row_groups: Sequence[int] | None) -> Iterator[RawBatch]:
-    parquet = pq.ParquetFile(file)
+    parquet = pq.ParquetFile(file, coerce_int96_timestamp_unit="us")
     chosen = range(parquet.num_row_groups) if row_groups is None else row_groups
     first = 1 + sum(parquet.metadata.row_group(group).num_rows for group in range(min(chosen, default=0)))
     assert source.columns is not None
@@ -80,6 +80,8 @@ def _read_text_table(file: IO[bytes], source: Source) -> Iterator[RawBatch]:
         broken.append((row.number - 1, reason, row.text))
         return "skip"
 
+    if not source.approximate_rows:
+        return  # a header alone, which the reader refuses if no line end follows it
     batches = pyarrow.csv.open_csv(
         file,
         # Rows have numbers only if one thread reads.
@@ -87,6 +89,7 @@ def _read_text_table(file: IO[bytes], source: Source) -> Iterator[RawBatch]:
         parse_options=pyarrow.csv.ParseOptions(
             delimiter=source.delimiter,
             quote_char='"' if source.format == "csv" else False,
+            newlines_in_values=source.format == "csv",
             invalid_row_handler=skip,
         ),
         convert_options=pyarrow.csv.ConvertOptions(
@@ -103,7 +106,9 @@ def _read_text_table(file: IO[bytes], source: Source) -> Iterator[RawBatch]:
         skipped = np.array([row for row, _, _ in broken], np.int64)
         rows = np.setdiff1d(np.arange(next_row, next_row + len(batch) + len(skipped)), skipped)[: len(batch)]
         yield _columns(batch, source, rows, broken[reported:])
-        next_row, reported = int(rows[-1]) + 1 if len(rows) else next_row, len(broken)
+        next_row = int(rows[-1]) + 1 if len(rows) else next_row
+        broken[:] = [row for row in broken if row[0] >= next_row]
+        reported = len(broken)
     if reported < len(broken):
         nothing = pa.nulls(0, pa.string())
         yield RawBatch(nothing, nothing, nothing, np.empty(0, np.int64), None, broken[reported:])

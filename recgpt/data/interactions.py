@@ -84,11 +84,13 @@ def clean(batch: RawBatch, source: Source, wanted: Wanted) -> Cleaned:
     Raises ``OtherTokens``, see ``id_type``.
     """
     dropped = {BAD_VALUES: len(batch.broken)}
+    _check_tokens(batch.user, source.user_type, wanted.user_type, USER_ID)
+    _check_tokens(batch.item, source.item_type, wanted.item_type, ITEM_ID)
     if wanted.events is not None and batch.event is not None:
         batch, dropped[OTHER_EVENTS] = _of_events(batch, wanted.events)
     columns = {
-        USER_ID: (batch.user, _ids(batch.user, source.user_type, wanted.user_type, USER_ID)),
-        ITEM_ID: (batch.item, _ids(batch.item, source.item_type, wanted.item_type, ITEM_ID)),
+        USER_ID: (batch.user, _ids(batch.user, wanted.user_type)),
+        ITEM_ID: (batch.item, _ids(batch.item, wanted.item_type)),
         TIMESTAMP: (batch.time, _times(batch.time, source, wanted.time_unit)),
     }
     table = pa.table({name: typed for name, (_, typed) in columns.items()}, schema=wanted.schema)
@@ -99,7 +101,8 @@ def clean(batch: RawBatch, source: Source, wanted: Wanted) -> Cleaned:
         dropped[BAD_VALUES] += len(rows) - missing
         bad_rows = pa.concat_tables([bad_rows, rows])
         table = table.drop_null()
-    if wanted.since is not None or wanted.until is not None:
+    # What an older dataset holds was chosen when it was prepared.
+    if source.format != "dataset" and (wanted.since is not None or wanted.until is not None):
         table, dropped[OUTSIDE_TIME_WINDOW] = _in_window(table, wanted.since, wanted.until)
     return Cleaned(table, dropped, bad_rows)
 
@@ -150,15 +153,17 @@ def _in_window(table: pa.Table, since: int | None, until: int | None) -> tuple[p
     return table.filter(pa.array(inside)), int(len(inside) - inside.sum())
 
 
-def _ids(ids: pa.Array, stored: ColumnType, wanted: pa.DataType, column: str) -> pa.Array:
+def _check_tokens(ids: pa.Array, stored: ColumnType, wanted: pa.DataType, column: str) -> None:
+    """Over all rows, those of other events too: what the type is must not depend on which rows come first."""
+    if stored == "text_of_integers" and pa.types.is_int64(wanted) and not are_integers(_text(ids)):
+        raise OtherTokens(column)
+
+
+def _ids(ids: pa.Array, wanted: pa.DataType) -> pa.Array:
     if pa.types.is_string(wanted):
         return _text(ids)
-    if stored != "text_of_integers":
-        return _cast_or_null(ids, lambda some: some.cast(pa.int64()))
-    tokens = _text(ids)
-    if not are_integers(tokens):
-        raise OtherTokens(column)
-    return tokens.cast(pa.int64())
+    ids = _text(ids) if pa.types.is_binary(ids.type) else ids
+    return _cast_or_null(ids, lambda some: some.cast(pa.int64()))
 
 
 def _text(values: pa.Array) -> pa.Array:
@@ -168,18 +173,24 @@ def _text(values: pa.Array) -> pa.Array:
 
 def _times(times: pa.Array, source: Source, unit: Unit | None) -> pa.Array:
     """int64 [n] in the given unit, from integers, floats, timestamps, dates, or text that holds one."""
-    if pa.types.is_binary(times.type):
-        times = _text(times)
-    factor = UNITS[unit] // UNITS[source.time_unit] if unit and source.time_unit else 1
+    if pa.types.is_binary(times.type) or pa.types.is_string(times.type):
+        times = pc.utf8_trim_whitespace(_text(times))
+    factor = UNITS[unit] // UNITS[source.time_unit] if unit and source.time_unit and source.has_times else 1
+    assert factor >= 1
     convert = _instants if source.time_type == "instant" else _numbers
     return _cast_or_null(times, lambda some: convert(some, factor))
 
 
 def _instants(times: pa.Array, factor: int) -> pa.Array:
     if pa.types.is_string(times.type):
+        times = pc.replace_substring_regex(times, r"(\.\d{6})\d+", r"\1")
         times = times.cast(pa.timestamp("us", _zone_of(times)))
-    # Coarser units are exact in microseconds; of nanoseconds the last three digits are cut off.
-    microseconds = pc.cast(times, pa.timestamp("us"), safe=False).cast(pa.int64())
+    if pa.types.is_timestamp(times.type) and times.type.unit == "ns":
+        nanoseconds = times.cast(pa.int64())
+        filled = pc.fill_null(nanoseconds, 0).to_numpy(zero_copy_only=False)
+        microseconds = pa.array(filled // 1000, mask=nanoseconds.is_null().to_numpy(zero_copy_only=False))
+    else:
+        microseconds = times.cast(pa.timestamp("us")).cast(pa.int64())
     return pc.multiply_checked(microseconds, factor) if factor != 1 else microseconds
 
 
@@ -252,7 +263,14 @@ def _is_null(values: pa.Array) -> npt.NDArray[np.bool_]:
 def _printed(values: pa.Array) -> list[str | None]:
     if pa.types.is_binary(values.type):
         return [None if value is None else value.decode(errors="replace") for value in values.to_pylist()]
-    return [None if value is None else str(value) for value in values.to_pylist()]
+    return [_printed_value(value) if value.is_valid else None for value in values]
+
+
+def _printed_value(value: pa.Scalar) -> str:
+    try:
+        return str(value.as_py())
+    except (OverflowError, ValueError):  # an instant beyond Python's calendar
+        return str(value.value)
 
 
 def _bad_rows_table(

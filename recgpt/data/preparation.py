@@ -75,6 +75,9 @@ def cut_in_pieces(sources: Sequence[Source]) -> list[Piece]:
         if len(source.row_groups) > 1 and source.approximate_rows > ROWS_PER_PIECE:
             cut += [((source,), groups) for groups in _runs(source.row_groups)]
             continue
+        if source.approximate_rows >= ROWS_PER_PIECE:
+            cut.append(((source,), None))  # alone it is handed on batch by batch, together it would be whole
+            continue
         together.append(source)
         if sum(small.approximate_rows for small in together) >= ROWS_PER_PIECE:
             cut.append((tuple(together), None))

@@ -10,6 +10,7 @@ from recgpt.config import Positive, Rate
 from recgpt.data.interactions import Wanted, id_type
 from recgpt.data.sources import Source
 from recgpt.data.times import Unit, finest, parse_instant
+from recgpt.errors import UserError
 from recgpt.schema import ITEM_ID, TIMESTAMP, USER_ID
 
 
@@ -47,9 +48,12 @@ class PrepareSettings:
 def what_is_wanted(sources: Sequence[Source], settings: PrepareSettings) -> Wanted:
     """Types, unit, events and instants that the rows of these files shall have.
 
-    Raises ``UserError`` for an instant that cannot be understood.
+    Raises ``UserError`` for an instant that cannot be understood, or one where there are no times.
     """
-    units = {source.time_unit for source in sources if source.time_unit and source.approximate_rows}
+    given = settings.since or settings.until
+    if given and any(source.time_type == "position" for source in sources):
+        raise UserError("--since, --until: the log has no times, only an order; leave them out")
+    units = {source.time_unit for source in sources if source.time_unit and source.has_times}
     unit = finest(units) if units else None
     since, until = (
         None if text is None else parse_instant(text, unit, option)

@@ -1,6 +1,7 @@
 """The files of an interaction log: what is known of each, and how it is opened."""
 
 import contextlib
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Literal
@@ -36,7 +37,7 @@ def unreadable_if_broken(problem: str) -> Iterator[None]:
     """
     try:
         yield
-    except (pa.ArrowException, UnicodeDecodeError, OSError, EOFError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UnreadableFile(f"{problem}: {' '.join(str(error).split())}") from None
@@ -82,11 +83,13 @@ class Source:
     time_type: ColumnType = "position"
     time_unit: Unit | None = None
     """Of numbers and instants; None for numbers that are too small to be times since 1970."""
+    has_times: bool = True
+    """False if the first rows, from which kind and unit of the times are judged, hold none."""
 
 
 def check_kinds_of_time(sources: Sequence[Source]) -> None:
     """Raises ``UserError`` if some files have times since 1970, others plain numbers or positions only."""
-    examples = {_kind_of_time(source): source.url for source in reversed(sources) if source.approximate_rows}
+    examples = {_kind_of_time(source): source.url for source in reversed(sources) if source.has_times}
     if len(examples) > 1:
         listed = ", ".join(f"{kind} in {url}" for kind, url in sorted(examples.items()))
         raise UserError(f"the times of the input files differ in kind ({listed}); prepare them separately")

@@ -1,6 +1,7 @@
 """Units of timestamps: recognising them, converting between them, and instants on the command line."""
 
 import datetime
+import re
 from collections.abc import Collection
 from typing import Literal
 
@@ -22,11 +23,13 @@ SECONDS_PER_DAY = 86_400
 # As seconds since 1970: from March 1973 to the year 5138. Each finer unit has the thousandfold range, so
 # that every number belongs to one unit at most; smaller ones are no times of day, but places in an order.
 _SMALLEST_SECONDS = 10**8
+_DATE_IN_DIGITS = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])")
 
 
 def recognise_unit(times: npt.NDArray[np.floating] | npt.NDArray[np.integer]) -> Unit | None:
     """The unit that most of the numbers [n] have if they are times since 1970; None if they are too small."""
     magnitude = np.abs(np.asarray(times, np.float64))
+    magnitude = magnitude[np.isfinite(magnitude)]
     bounds = [_SMALLEST_SECONDS * ticks for ticks in UNITS.values()]
     place = np.searchsorted(bounds, magnitude, side="right")  # 0: below all
     most = int(np.bincount(place, minlength=1).argmax())
@@ -44,9 +47,16 @@ def parse_instant(text: str, unit: Unit | None, option: str) -> int:
     Raises ``UserError`` for anything else, and for ISO text where the log's numbers are no times.
     """
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
         pass
+    else:
+        if unit is None or not _DATE_IN_DIGITS.fullmatch(text):
+            return number
+        raise UserError(
+            f"{option} {text}: is this a date? write {text[:4]}-{text[4:6]}-{text[6:]}; a number means {unit} "
+            "since 1970"
+        )
     try:
         instant = datetime.datetime.fromisoformat(text)
     except ValueError:

@@ -28,6 +28,8 @@ from recgpt.retrieval.continuations import Beam, OnePath
 from recgpt.retrieval.index import Exclusions, Index
 from recgpt.schema import PADDING_INDEX, POPULARITY_STEP, SEGMENT_GENERATED, SEGMENT_REAL
 
+MOST_STEPS = 127  # of int8
+
 
 @dataclass
 class Recalled:
@@ -89,11 +91,16 @@ class AutoregressiveRecall:
         by_length = length_B.clamp(max=self.window).argsort(stable=True)
         num_empty = int((length_B == 0).sum())
         pieces = [self._popular_items(num_empty, offsets.device)] if num_empty else []
-        for start, end in blocks(num_empty, len(by_length), self.settings.batch_users):
+        for start, end in blocks(num_empty, len(by_length), self._users_at_a_time()):
             users = by_length[start:end]
             items, batch_offsets = _ranges(item_indices, offsets[users], length_B[users])
             pieces.append(self._recommend_batch(items, batch_offsets, user_hash[users]))
         return _in_order(pieces, by_length, self.settings.k)
+
+    def _users_at_a_time(self) -> int:
+        """A beam takes as much memory as so many users."""
+        branches = self.settings.beam_width if self.settings.continuation == "beam" else 1
+        return max(1, self.settings.batch_users // branches)
 
     def _recommend_batch(self, item_T: Tensor, offsets: Tensor, user_hash_B: Tensor) -> Recalled:
         home, device = item_T.device, self.gpt.position.weight.device
@@ -146,6 +153,8 @@ def most_popular(popularity_R: Tensor, allowed: Tensor | None, k: int) -> tuple[
 
 def check_steps_fit(model: ModelSettings, steps: int) -> None:
     """Raises ``UserError`` if the items that ``steps`` recall steps generate leave no room for a history."""
+    if steps > MOST_STEPS:
+        raise UserError(f"{steps} recall steps are too many; give at most {MOST_STEPS} quotas")
     if steps > model.max_history:
         raise UserError(
             f"{steps} recall steps do not fit a model with max_history={model.max_history}; give fewer quotas"

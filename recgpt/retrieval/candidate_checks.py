@@ -16,8 +16,17 @@ from recgpt.data.hashing import stable_hash
 from recgpt.data.vocabulary import Vocabulary
 from recgpt.errors import UserError
 from recgpt.retrieval.candidates import CandidatesManifest, find_strangers, part_name, read_part
+from recgpt.retrieval.id_files import allowed_items
 from recgpt.retrieval.user_selection import WorkUnit
-from recgpt.schema import ITEM_IDS, ITEM_INDICES, POPULARITY_STEP, SCORES, STEPS, USER_ID
+from recgpt.schema import (
+    ITEM_IDS,
+    ITEM_INDICES,
+    PADDING_INDEX,
+    POPULARITY_STEP,
+    SCORES,
+    STEPS,
+    USER_ID,
+)
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -81,8 +90,13 @@ class ListChecks:
         self._manifest = manifest
         self._items = _ItemIndices(vocabulary)
         self._num_rows = vocabulary.num_items + 1
-        allowed = manifest.num_allowed_items
-        self._num_allowed = vocabulary.num_items if allowed is None else allowed
+        self._allowed_R = np.ones(self._num_rows, np.bool_)
+        only, exclude = manifest.asked_for.only_items, manifest.asked_for.exclude_items
+        if only is not None or exclude is not None:
+            allowed, _ = allowed_items(vocabulary, exclude, only)
+            self._allowed_R[:] = False
+            self._allowed_R[allowed] = True
+        self._allowed_R[PADDING_INDEX] = False
 
     def problems(self, table: pa.Table, histories: pa.Table) -> Iterator[str]:
         """One line for each user and kind of problem; ``histories`` are those of the users asked for."""
@@ -123,22 +137,21 @@ class ListChecks:
         repeated_E = np.zeros(len(key_E), np.bool_)
         repeated_E[first[count > 1]] = True
         yield "an item twice", rows(repeated_E & (item_E != 0))
+        yield "an item that was not to be recommended", rows(~self._allowed_R[item_E] & (item_E != 0))
         if not self._manifest.keep_seen:
             yield "an item of the user's own history", rows(np.isin(key_E, seen))
         yield "scores that do not descend within a step", rows(_rising(row_E, step_E, score_E))
-        yield from self._length_problems(
-            row_E, step_E, np.diff(offsets), seen // self._num_rows, np.diff(seen_offsets)
-        )
+        yield from self._length_problems(row_E, step_E, np.diff(offsets), seen, np.diff(seen_offsets))
 
     def _length_problems(
         self,
         row_E: IntArray,
         step_E: npt.NDArray[np.int8],
         length_B: IntArray,
-        seen_rows: IntArray,
+        seen: IntArray,
         history_B: IntArray,
     ) -> Iterator[tuple[str, BoolArray]]:
-        """Steps and numbers of candidates; ``seen_rows``: the user of each different seen item."""
+        """Steps and numbers of candidates; ``seen``: user x rows + item, each once."""
         num_users, quotas = len(length_B), self._manifest.quotas
         no_history_E = history_B[row_E] == 0
         wrong_E = np.where(no_history_E, step_E != POPULARITY_STEP, (step_E < 1) | (step_E > len(quotas)))
@@ -152,11 +165,10 @@ class ListChecks:
             count_B = np.bincount(row_E[step_E == step], minlength=num_users)
             yield f"more than {quota} candidates of step {step}", count_B > quota
         k = self._manifest.k
-        seen_B = 0 if self._manifest.keep_seen else np.bincount(seen_rows, minlength=num_users)
-        # With a list of items, how many of the seen ones are on it is not known: some more may be left.
-        left_B = np.clip(self._num_allowed - seen_B, 0, k)
-        if self._manifest.made_from.index is None:  # an approximate index may miss what is left
-            yield f"fewer than {k} candidates, though more items are left", length_B < left_B
+        seen = seen[self._allowed_R[seen % self._num_rows]]
+        seen_B = 0 if self._manifest.keep_seen else np.bincount(seen // self._num_rows, minlength=num_users)
+        left_B = np.minimum(int(self._allowed_R.sum()) - seen_B, k)
+        yield f"fewer than {k} candidates, though more items are left", length_B < left_B
         yield f"more than {k} candidates", length_B > k
 
 

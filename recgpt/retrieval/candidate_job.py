@@ -59,6 +59,8 @@ class Run:
 
     folder: str
     """The staging folder."""
+    job: str
+    """Fingerprint of the job."""
     token: str
     """The run's own mark in ``_job.json``: a later run of the job puts its own there."""
     done: list[CandidateFile]
@@ -93,14 +95,15 @@ def begin(url: str, job: CandidateJob, parts: Collection[str], overwrite: bool) 
     folder = storage.staging_folder(url)
     if not _was_cut_off_while_placed(folder, url, job):
         storage.check_output_is_free(url, overwrite)
-    done = _proven(folder, [file for file in _left(folder, job) if file.path in parts])
-    if not done:
+    left = [file for file in _left(folder, job) if file.path in parts]
+    if not left:
         storage.remove(folder)
         storage.make_folder(folder)
     token = secrets.token_hex(8)
     note = {"job": job.fingerprint, "run": token, **asdict(job)}
+    # Before the parts are checked, which takes a while: an older run must not finish meanwhile.
     storage.write_json(storage.join(folder, JOB_FILE), note)
-    return Run(folder, token, done)
+    return Run(folder, job.fingerprint, token, _proven(folder, left))
 
 
 def check_run_is_latest(folder: str, token: str) -> None:
@@ -116,21 +119,34 @@ def check_run_is_latest(folder: str, token: str) -> None:
         raise UserError(f"{folder}: another run has taken over this output; let one run at a time write it")
 
 
-def write_receipt(folder: str, file: CandidateFile) -> None:
-    """Note that a part file is whole."""
-    storage.write_json(_receipt(folder, file.path), asdict(file))
+def write_receipt(run: Run, file: CandidateFile) -> None:
+    """Note that a part file of the run's job is whole. Raises ``UserError`` as ``check_run_is_latest``."""
+    check_run_is_latest(run.folder, run.token)
+    storage.write_json(_receipt(run.folder, file.path), {"job": run.job, **asdict(file)})
 
 
 def finish_job(run: Run, url: str, manifest: CandidatesManifest) -> None:
-    """Write the manifest and ``_SUCCESS``, remove job file and receipts, and put the folder in its place."""
+    """Write the manifest and ``_SUCCESS``, remove job file and receipts, and put the folder in its place.
+
+    Raises ``UserError`` if another run has taken over, or if a part is not there any more.
+    """
+    check_run_is_latest(run.folder, run.token)
+    missing = sorted({file.path for file in manifest.files} - set(storage.list_names(run.folder)))
+    if missing:
+        raise UserError(
+            f"{run.folder}: {missing[0]} is gone; let one run at a time write it, and run it again"
+        )
     finish(run.folder, manifest)
     storage.put_in_place(run.folder, url)
 
 
-def clear_after(url: str) -> None:
+def clear_after(url: str, job: CandidateJob) -> None:
     """Remove what a run that was killed after its output was finished left of the staging folder."""
     folder = storage.staging_folder(url)
-    if not any(storage.exists(storage.join(folder, name)) for name in (JOB_FILE, CANDIDATES_MANIFEST_FILE)):
+    copied = _staged_manifest(folder, job) is not None  # and not yet removed
+    if copied or not any(
+        storage.exists(storage.join(folder, name)) for name in (JOB_FILE, CANDIDATES_MANIFEST_FILE)
+    ):
         storage.remove(folder)
 
 
@@ -151,7 +167,8 @@ def _left(folder: str, job: CandidateJob) -> list[CandidateFile]:
         return []
     receipts = [storage.join(folder, RECEIPTS_FOLDER, name) for name in _receipt_names(folder)]
     with ThreadPoolExecutor(_READERS) as readers:
-        return [file for file in readers.map(_read_receipt, receipts) if file is not None]
+        read = readers.map(lambda receipt: _read_receipt(receipt, job), receipts)
+        return [file for file in read if file is not None]
 
 
 def _staged_manifest(folder: str, job: CandidateJob) -> CandidatesManifest | None:
@@ -169,11 +186,15 @@ def _receipt_names(folder: str) -> list[str]:
     ]
 
 
-def _read_receipt(url: str) -> CandidateFile | None:
+def _read_receipt(url: str, job: CandidateJob) -> CandidateFile | None:
+    """None for one that is damaged, or of another job's straggler: the part is made again."""
     try:
-        return TypeAdapter(CandidateFile).validate_python(storage.read_json(url))
-    except (UserError, ValidationError):
-        return None  # damaged: the part is made again
+        values = storage.read_json(url)
+        if values.pop("job") != job.fingerprint:
+            return None
+        return TypeAdapter(CandidateFile).validate_python(values)
+    except (UserError, ValidationError, KeyError, AttributeError, TypeError):
+        return None
 
 
 def _proven(folder: str, files: list[CandidateFile]) -> list[CandidateFile]:

@@ -20,6 +20,7 @@ from recgpt.retrieval.changed_users import changed_since, resolve_since
 from recgpt.retrieval.id_files import allowed_items
 from recgpt.retrieval.recall_model import model_for_dataset, resolve_recall
 from recgpt.retrieval.user_selection import WorkUnit, checksum_of_units, select_users
+from recgpt.schema import MANIFEST_FILE
 
 Continuation = Literal["best", "sampled", "beam"]
 
@@ -84,6 +85,21 @@ class CandidatePlan:
             index=self.made_from.index,
             units=checksum_of_units(self.units),
         )
+
+    def check_unchanged(self) -> None:
+        """Raises ``UserError`` if model or dataset are no longer those that the job began with."""
+        made_from = self.made_from
+        dataset_file = storage.join(made_from.dataset, MANIFEST_FILE)
+        now = {
+            made_from.model: (made_from.model_fingerprint, model_fingerprint(made_from.model)),
+            made_from.dataset: (made_from.dataset_fingerprint, storage.checksum(dataset_file)),
+        }
+        for url, (then, current) in now.items():
+            if then != current:
+                raise UserError(
+                    f"{url}: was replaced while candidates were made from it; run the same command again, "
+                    "which begins anew"
+                )
 
     def manifest(self, files: list[CandidateFile]) -> CandidatesManifest:
         """The manifest of the finished job."""

@@ -22,6 +22,7 @@ from recgpt.schema import (
     CANDIDATES_MANIFEST_FILE,
     CANDIDATES_SCHEMA_VERSION,
     ITEM_IDS,
+    MANIFEST_FILE,
     PADDING_INDEX,
     POPULARITY_STEP,
     SCORES,
@@ -80,8 +81,11 @@ class AskedFor:
 
     @property
     def sources(self) -> list[str]:
-        """What is read, as far as it lies in files."""
-        named = [self.users, self.changed_since, self.exclude_items, self.only_items]
+        """What is read, as far as it lies in files: an instant does not."""
+        named = [self.users, self.exclude_items, self.only_items]
+        since = self.changed_since
+        if since is not None and storage.exists(storage.join(since, MANIFEST_FILE)):
+            named.append(since)
         return [source for source in named if source is not None]
 
 

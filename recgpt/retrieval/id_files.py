@@ -41,12 +41,13 @@ def read_ids(path: str, column: str, id_type: pa.DataType, option: str) -> pa.Ar
 
 def _text_ids(path: str, data: bytes) -> pa.Array:
     try:
-        lines = data.decode("utf-8-sig").splitlines()
+        lines = data.decode("utf-8-sig").split("\n")  # other characters may be part of an id
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: neither UTF-8 text nor Parquet ({error.reason} at byte {error.start})"
         ) from None
-    return pa.array([line.strip() for line in lines if line.strip()], pa.string())
+    ids = (line.strip(" \t\r") for line in lines)
+    return pa.array([id for id in ids if id], pa.string())
 
 
 def _parquet_ids(path: str, data: bytes, column: str) -> pa.Array:

@@ -80,7 +80,10 @@ def _text(time: int, unit: str | None) -> str:
     if ticks is None:
         return str(time)
     start = datetime.datetime(1970, 1, 1)
-    return (start + datetime.timedelta(seconds=time // ticks)).isoformat(sep=" ")
+    try:
+        return (start + datetime.timedelta(seconds=time // ticks)).isoformat(sep=" ")
+    except OverflowError:  # beyond Python's calendar
+        return str(time)
 
 
 def read_titles(path: str, item_column: str, title_column: str, ids: pa.Array) -> dict[Any, str]:

@@ -45,7 +45,6 @@ def reason(path):
         ("user_id:token\titem_id:token\ttimestamp:float\n1\t2\t3\n", "recbole", "\t"),
         ("1 10 20\n2 30\n", "sequences", None),
         ("ann\tx\ty\nbob\tz\n", "sequences", None),
-        ("7", "sequences", None),
     ],
 )
 def test_text_formats_are_recognised_by_content(tmp_path, text, format, delimiter):
@@ -139,6 +138,29 @@ def test_a_column_in_the_file_is_preferred_to_one_in_the_path(tmp_path):
     assert (source.partitions, source.time_unit) == ({}, "seconds")
 
 
+def test_a_file_without_a_last_newline_or_without_times_misleads_nobody(tmp_path):
+    """Its rows count, and its unit is taken from other files if it shows none."""
+    log = write(tmp_path / "a.csv", "user_id,item_id,timestamp\n1,9,1700000000500")
+    (source,) = find(log)
+    assert (source.approximate_rows, source.time_unit) == (1, "milliseconds")
+    timeless = write(tmp_path / "b.csv", "user_id,item_id,timestamp\n1,2,\n")
+    assert [source.has_times for source in find(log, timeless)] == [True, False]
+    blank = write(tmp_path / "c.txt", "\nu1 a\n\n\nu2 b\n\n")
+    assert [(source.format, source.approximate_rows) for source in find(blank)] == [("sequences", 2)]
+
+
+def test_a_time_in_the_path_may_be_a_number(tmp_path):
+    folder = tmp_path / "timestamp=1700000000"
+    write(folder / "a.csv", "user_id,item_id\n1,2\n")
+    pq.write_table(pa.table({"user_id": [1], "item_id": [2]}), folder / "b.parquet")
+    assert [(source.time_type, source.time_unit) for source in find(folder)] == [("number", "seconds")] * 2
+
+
+def test_line_ends_inside_quotes_do_not_make_rows(tmp_path):
+    log = write(tmp_path / "a.csv", 'user_id,item_id,timestamp,text\n1,2,1700000000,"a\nx,y,z,w\nb"\n')
+    assert [source.user_type for source in find(log)] == ["text_of_integers"]
+
+
 def test_gzip_is_recognised_by_content(tmp_path):
     (tmp_path / "log").write_bytes(gzip.compress(b"user_id,item_id,timestamp\n1,2,1700000000\n"))
     (source,) = find(tmp_path / "log")
@@ -152,7 +174,11 @@ def test_gzip_is_recognised_by_content(tmp_path):
         (b"\n \n", "the file is empty"),
         (b"PAR1 cut short", "cannot be read"),
         (b"\x1f\x8b\x08cut short", "cannot be read"),
-        (b"\xff\xfe\x00\x01", "cannot be read"),
+        (b"\xff\xfe\x00\x01", "no line has a user and an item"),
+        (b"ok\n", "no line has a user and an item"),
+        (b"u1 a b\ru2 c d\r", "end with a carriage return alone"),
+        (gzip.compress(b"user_id,item_id,timestamp\n" * 99)[:40] + b"spoilt", "cannot be read"),
+        (b"user_id,item_id,timestamp,timestamp\n1,2,3,4\n", "column timestamp is there 2 times"),
         (b"user_id,item,timestamp\n1,2,3\n", "no column item_id; the columns are user_id, item, timestamp"),
         (b"196\t242\t3\n186\t302\t3\n22\t377\t1\n", "give --format csv and the names of the columns"),
     ],

@@ -109,6 +109,29 @@ def test_text_that_promised_integers_and_breaks_its_promise():
         clean(batch([b"1", b"07"], [b"a", b"b"], [1, 2]), source, wanted)
 
 
+def test_the_type_of_ids_does_not_depend_on_which_events_count():
+    source = Source("log", "csv", 1, 1, user_type="text_of_integers", item_type="text", time_type="number")
+    raw = batch([b"1", b"guest"], [b"a", b"b"], [1, 2], event=pa.array(["buy", "view"]))
+    with pytest.raises(OtherTokens, match="user_id"):
+        clean(raw, source, Wanted(pa.int64(), pa.string(), None, events=("buy",)))
+
+
+def test_instants_that_do_not_fit_are_broken_and_fractions_go_downward():
+    source = Source("log", "parquet", 1, 1, time_type="instant", time_unit="microseconds")
+    wanted = Wanted(pa.string(), pa.string(), "microseconds")
+    far = pa.array([2**63 - 1000, 5], pa.int64()).cast(pa.timestamp("ms"))
+    assert rows(clean(batch(["u", "v"], ["a", "b"], far), source, wanted)) == [("v", "b", 5000)]
+    nanoseconds = pa.array([-1, 1999], pa.int64()).cast(pa.timestamp("ns"))
+    times = [time for _, _, time in rows(clean(batch(["u", "v"], ["a", "b"], nanoseconds), source, wanted))]
+    assert times == [-1, 1]
+
+
+def test_the_time_window_leaves_an_older_dataset_alone():
+    source = Source("part", "dataset", 0, 1, user_type="string", item_type="string", time_type="number")
+    wanted = Wanted(pa.string(), pa.string(), None, since=10)
+    assert rows(clean(batch(["u"], ["a"], [5]), source, wanted)) == [("u", "a", 5)]
+
+
 @pytest.mark.parametrize(
     ("kind", "unit", "times", "wanted", "expected"),
     [
@@ -118,6 +141,7 @@ def test_text_that_promised_integers_and_breaks_its_promise():
         ("number", "seconds", ["1.5", "2"], "nanoseconds", [1_500_000_000, 2_000_000_000]),
         ("number", "milliseconds", [2**62, 3], "microseconds", [3000]),  # the first is out of range
         ("instant", "microseconds", ["1970-01-01T00:00:01.5"], "nanoseconds", [1_500_000_000]),
+        ("instant", "microseconds", [" 1970-01-01 00:00:01.123456789 "], "microseconds", [1_123_456]),
         ("number", None, [3, 4], None, [3, 4]),
     ],
 )

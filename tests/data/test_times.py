@@ -47,6 +47,7 @@ def test_instants(text, unit, instant):
 @pytest.mark.parametrize(
     ("text", "unit", "message"),
     [
+        ("20260101", "seconds", "--since 20260101: is this a date. write 2026-01-01"),
         ("yesterday", "seconds", "--since yesterday: expected an ISO date"),
         ("2026-01-01", None, "--since 2026-01-01: the log's times are plain numbers"),
     ],

@@ -77,7 +77,7 @@ def expected_rows(run: Path, dataset, recall: RecallSettings) -> dict[str, dict]
 def run_in(folder: Path) -> Run:
     """A run that may write into a folder."""
     (folder / JOB_FILE).write_text('{"run": "this one"}')
-    return Run(str(folder), "this one", [])
+    return Run(str(folder), "job", "this one", [])
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

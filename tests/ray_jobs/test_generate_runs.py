@@ -204,7 +204,7 @@ def test_users_are_counted_for_the_metrics(model, dataset, tmp_path, monkeypatch
 
     (tmp_path / JOB_FILE).write_text('{"run": "this one"}')
     worker = RecallWorker(
-        str(model / "model"), dataset, Run(str(tmp_path), "this one", []), read_recall(model)
+        str(model / "model"), dataset, Run(str(tmp_path), "job", "this one", []), read_recall(model)
     )
     worker.load()
     counted = []

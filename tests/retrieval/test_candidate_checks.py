@@ -11,7 +11,7 @@ from recgpt.data.vocabulary import Vocabulary
 from recgpt.errors import UserError
 from recgpt.retrieval import candidate_checks
 from recgpt.retrieval.candidate_checks import ListChecks, check_candidates, dataset_of
-from recgpt.retrieval.candidates import MadeFrom, finish, manifest_of, read_manifest, write_part
+from recgpt.retrieval.candidates import AskedFor, MadeFrom, finish, manifest_of, read_manifest, write_part
 from recgpt.retrieval.user_selection import all_users
 
 ITEMS = [*"abcdefgh"]
@@ -54,11 +54,23 @@ def problems(lists, seen=SEEN, **manifest):
     return list(checks.problems(candidates_of(lists), histories_of(seen)))
 
 
+def test_items_that_were_not_to_be_recommended(tmp_path):
+    (tmp_path / "only").write_text("g\nh\n")
+    asked_for = AskedFor(only_items=str(tmp_path / "only"))
+    seen = {"u1": "abc"}
+    assert problems({"u1": ("gh", [2.0, 1.0], [1, 1])}, seen, asked_for=asked_for) == []
+    assert problems({"u1": ("de", [2.0, 1.0], [1, 1])}, seen, asked_for=asked_for) == [
+        "user 'u1': an item that was not to be recommended"
+    ]
+    assert problems({"u1": ("g", [2.0], [1])}, seen, asked_for=asked_for) == [
+        "user 'u1': fewer than 4 candidates, though more items are left"
+    ]
+
+
 def test_right_lists_have_no_problem():
     assert problems(RIGHT) == []
     assert problems({user: RIGHT[user] for user in ("u3", "u1", "u2")}) == []  # in any order
     assert problems({"u1": ("ab", [2.0, 1.0], [1, 1])}, {"u1": "cdefgh"}) == []  # nothing else is left
-    assert problems({"u1": ("ab", [2.0, 1.0], [1, 1])}, {"u1": "c"}, num_allowed_items=3) == []
     assert problems({"u1": ("abcd", [4.0, 3.0, 2.0, 1.0], [1, 1, 1, 2])}, {"u1": "ab"}, keep_seen=True) == []
 
 

@@ -54,7 +54,7 @@ def make(run, part):
     table = candidates_table(pa.chunked_array([pa.array([part])]), recalled, VOCABULARY)
     check_run_is_latest(run.folder, run.token)
     file = write_part(run.folder, part, table)
-    write_receipt(run.folder, file)
+    write_receipt(run, file)
     return file
 
 
@@ -234,11 +234,41 @@ def test_leftovers_beside_a_finished_output_go_but_not_another_job(url):
     make_all(url)
     staging = storage.staging_folder(url)
     storage.write_bytes(storage.join(staging, PARTS[0]), b"left by a removal that was cut off")
-    clear_after(url)
+    clear_after(url, JOB)
     assert not storage.exists(staging)
     make(start(url, OTHER, overwrite=True), 0)
-    clear_after(url)
+    clear_after(url, JOB)
     assert done_parts(start(url, OTHER, overwrite=True)) == [PARTS[0]]
+
+
+def test_a_run_that_another_has_taken_over_does_not_finish(url):
+    older = start(url)
+    files = [make(older, part) for part in PARTS]
+    newer = start(url)
+    with pytest.raises(UserError, match="another run has taken over"):
+        finish_job(older, url, manifest(files))
+    finish_job(newer, url, manifest(newer.done))
+    assert sum(len(table) for table in read_candidates(url)) == len(PARTS)
+
+
+def test_parts_that_went_away_are_not_taken_for_there(url):
+    run = start(url)
+    files = [make(run, part) for part in PARTS]
+    storage.remove(storage.join(run.folder, PARTS[1]))
+    with pytest.raises(UserError, match=f"{PARTS[1]} is gone"):
+        finish_job(run, url, manifest(files))
+    assert storage.is_empty(url)
+
+
+def test_a_straggler_of_another_job_leaves_nothing_that_is_trusted(url):
+    straggler = start(url, OTHER)
+    start(url)
+    with pytest.raises(UserError, match="another run has taken over"):
+        make(straggler, 0)
+    current = start(url)
+    as_if_current = dataclasses.replace(straggler, token=current.token)
+    make(as_if_current, 0)  # between its look and its receipt the newer run began
+    assert done_parts(start(url)) == []
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(CandidateJob)])
