@@ -54,8 +54,8 @@ def parse_instant(text: str, unit: Unit | None, option: str) -> int:
         if unit is None or not _DATE_IN_DIGITS.fullmatch(text):
             return number
         raise UserError(
-            f"{option} {text}: is this a date? write {text[:4]}-{text[4:6]}-{text[6:]}; a number means {unit} "
-            "since 1970"
+            f"{option} {text}: is this a date? write {text[:4]}-{text[4:6]}-{text[6:]}; "
+            f"a number means {unit} since 1970"
         )
     try:
         instant = datetime.datetime.fromisoformat(text)
