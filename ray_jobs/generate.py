@@ -58,9 +58,8 @@ def run_generate(
 
     asked_for = asked_for or AskedFor()
     output = storage.absolute(output)
-    storage.check_output_apart(output, dataset, model, *([index] if index else []))
+    storage.check_output_apart(output, dataset, model, *([index] if index else []), *asked_for.sources)
     plan = plan_candidates(model, dataset, wishes or RecallWishes(), asked_for, index)
-    storage.check_output_apart(output, *plan.asked_for.sources)
     finished = candidate_job.finished_manifest(output, plan.job, check=overwrite)
     if finished is not None:
         candidate_job.clear_after(output, plan.job)

@@ -109,6 +109,25 @@ class CausalSelfAttention(nn.Module):
         room = (0, 0, 0, extra)
         return self.output(attended_TD), KeyValueCache(F.pad(key_BHLK, room), F.pad(value_BHLK, room))
 
+    def prefill_last(
+        self, x_TD: Tensor, layout: Layout, last_B: Tensor, extra: int
+    ) -> tuple[Tensor, KeyValueCache]:
+        """As ``prefill``, but attended only for the last token of each history, ``last_B``: [B, D]."""
+        width = self.heads * self.head_width
+        (query_weight, rest_weight), (query_bias, rest_bias) = (
+            part.split([width, 2 * width])
+            for part in (self.query_key_value.weight, self.query_key_value.bias)
+        )
+        query_BHK = F.linear(x_TD[last_B], query_weight, query_bias).view(-1, self.heads, self.head_width)
+        kv_T2HK = F.linear(x_TD, rest_weight, rest_bias).view(-1, 2, self.heads, self.head_width)
+        key_BHLK, value_BHLK = layout.pad(kv_T2HK).permute(2, 0, 3, 1, 4)
+        slots = torch.arange(layout.longest, device=x_TD.device)
+        visible_B11L = (slots < layout.offsets.diff()[:, None])[:, None, None, :]
+        attended_BH1K = _attention(query_BHK[:, :, None], key_BHLK, value_BHLK, visible_B11L)
+        room = (0, 0, 0, extra)
+        cache = KeyValueCache(F.pad(key_BHLK, room), F.pad(value_BHLK, room))
+        return self.output(attended_BH1K.flatten(1)), cache
+
     def extend(self, x_BD: Tensor, position_B: Tensor, cache: KeyValueCache) -> Tensor:
         """One more token per history, at ``position_B`` (int64); writes into the cache."""
         query_BHK, key_BHK, value_BHK = (

@@ -58,6 +58,13 @@ class Block(nn.Module):
         attended_TD, cache = self.attention.prefill(self.attention_norm(x_TD), layout, extra)
         return self._finish(x_TD, attended_TD), cache
 
+    def prefill_last(
+        self, x_TD: Tensor, layout: Layout, last_B: Tensor, extra: int
+    ) -> tuple[Tensor, KeyValueCache]:
+        """As ``prefill`` for the tokens ``last_B`` alone, [B, D]: all that is wanted of the last block."""
+        attended_BD, cache = self.attention.prefill_last(self.attention_norm(x_TD), layout, last_B, extra)
+        return self._finish(x_TD[last_B], attended_BD), cache
+
     def extend(self, x_BD: Tensor, position_B: Tensor, cache: KeyValueCache) -> Tensor:
         return self._finish(x_BD, self.attention.extend(self.attention_norm(x_BD), position_B, cache))
 
@@ -121,11 +128,13 @@ class GPT(nn.Module):
         user_BD = self._user_vectors(user_row_B)
         x_TD = self._embed(item_TD, layout, user_BD, None, None)
         caches = []
-        for block in cast(Iterable[Block], self.blocks):
+        *blocks, last_block = cast(Iterable[Block], self.blocks)
+        for block in blocks:
             x_TD, cache = block.prefill(x_TD, layout, extra)
             caches.append(cache)
-        last_B = layout.offsets[1:] - 1
-        return self.final_norm(x_TD[last_B]), HistoryState(caches, layout.offsets.diff(), user_BD)
+        x_BD, cache = last_block.prefill_last(x_TD, layout, layout.offsets[1:] - 1, extra)
+        caches.append(cache)
+        return self.final_norm(x_BD), HistoryState(caches, layout.offsets.diff(), user_BD)
 
     def extend(self, item_BD: Tensor, segment: int, state: HistoryState) -> Tensor:
         """Append one item to each history and return the next interest vectors [B, D]; updates ``state``."""
