@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import secrets
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 import typer
 
 from ray_jobs.command_line import invoke
-from recgpt.errors import UserError
+from recgpt.errors import Stopped, UserError
 
 OBJECT_STORE_BYTES = 512 * 1024**2
 LARGE_OBJECT_STORE_BYTES = 3 * 1024**3  # at most; for what would go to disk and come back otherwise
@@ -25,14 +26,20 @@ _FILE_ERROR = re.compile(
     r"^(?P<kind>PermissionError|IsADirectoryError|NotADirectoryError|FileNotFoundError|OSError): "
     r"\[Errno (?P<number>\d+)\] .*?(?:: (?P<quote>['\"])(?P<path>.+?)(?P=quote)(?: -> .+)?)?$"
 )
-_STORE_ERROR = re.compile(r"^botocore\.\w+\.(?P<kind>\w+): (?P<text>.*)$", re.MULTILINE)
+_STORE_ERROR = re.compile(
+    r"^(?:botocore|aiobotocore|aiohttp)\.\w+\.(?P<kind>\w+): (?P<text>.*)$", re.MULTILINE
+)
 _STORE_REFUSAL = re.compile(r"An error occurred \((?P<code>[^)]*)\) when calling the (?P<operation>\w+)")
 _NO_CONNECTION = {
+    "AioReadTimeoutError",
+    "ClientPayloadError",
     "ConnectionClosedError",
     "ConnectTimeoutError",
     "EndpointConnectionError",
+    "HTTPClientError",
     "ProxyConnectionError",
     "ReadTimeoutError",
+    "ResponseStreamingError",
     "SSLError",
 }
 _FILE_ADVICE = {
@@ -41,6 +48,7 @@ _FILE_ADVICE = {
     "NotADirectoryError": "goes through a file where a folder is needed; choose another path",
     "FileNotFoundError": "no such file or folder; check the path",
 }
+_RAY_DISK_FULL = "ray.exceptions.OutOfDiskError: "
 # The line of a traceback that names an error; those of Ray only wrap the one before.
 _ERROR_LINE = re.compile(r"^(?!ray\.)[\w.]+: .*$", re.MULTILINE)
 _SECRET_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
@@ -116,6 +124,9 @@ def run_command(app: typer.Typer) -> None:
         invoke(app)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Stopped as stop:
+        print(f"recgpt: {stop}", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except Exception as error:
         message = user_message(error) or storage_message(error)
         if message is None:
@@ -154,6 +165,8 @@ def storage_message(error: BaseException) -> str | None:
             urls = [argument for argument in sys.argv[1:] if "://" in argument]
             place = f"object store ({', '.join(urls)})" if urls else "object store"
             return _SECRET_IN_URL.sub("", f"{place}: {problem}")
+    if any(_RAY_DISK_FULL in text for text in described):
+        return "Ray's temporary folder: no space left on the disk; free some, or set RAY_TMPDIR to another"
     for text in described:
         # A traceback may tell of errors that were dealt with; the last one is what went wrong.
         last = next(reversed(_ERROR_LINE.findall(text)), "")
@@ -164,7 +177,7 @@ def storage_message(error: BaseException) -> str | None:
 
 def _file_problem(found: re.Match[str]) -> str | None:
     path = found["path"]
-    if int(found["number"]) == errno.ENOSPC:
+    if int(found["number"]) in (errno.ENOSPC, errno.EDQUOT):
         return f"{path or 'a local disk'}: no space left on the disk; free some or write elsewhere"
     if not path or found["kind"] not in _FILE_ADVICE:
         return None
@@ -176,7 +189,7 @@ def _store_problem(kind: str, text: str) -> str | None:
         keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         return f"no credentials found; set {keys}, or give the machine a role"
     if kind in _NO_CONNECTION:
-        return f"{text}; check the network and AWS_ENDPOINT_URL"
+        return f"{text.split(': <')[0]}; check the network and AWS_ENDPOINT_URL"
     refusal = _STORE_REFUSAL.match(text)
     if refusal is None:
         return None

@@ -4,23 +4,31 @@ Everything goes through fsspec; credentials come from the environment or an inst
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterator
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from recgpt.errors import UserError
+from recgpt.errors import UserError, without_credentials
 from recgpt.schema import CANDIDATES_MANIFEST_FILE, MANIFEST_FILE, SUCCESS_FILE
 
 # What shows a folder to be finished, in the order in which it is written.
 _WRITTEN_LAST = (CANDIDATES_MANIFEST_FILE, MANIFEST_FILE, SUCCESS_FILE)
 
+# What makes a name a URL, a chain of URLs or a path of another system.
+_LEADS_ELSEWHERE = re.compile(r"\\|://|::")
+
+_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{8}\.partial$")
+_LONGEST_NAME = 255  # bytes
 _S3 = re.compile(r"s3a?://")
 _S3_WITH_BUCKET = re.compile(r"s3a?://([\w.-]+|arn:[^@/]+)(/|$)")
 
@@ -30,6 +38,19 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *parts])
 
 
+def join_inside(folder: str, name: str, where: str) -> str:
+    """The place of a name that was read from a file, which must lie inside ``folder``.
+
+    ``name``: what a manifest says, so anything at all; a file, or a path of folders and a file with ``/``.
+    ``where``: the file that says so, for the message.
+    Raises ``UserError`` for what is no such name: absolute, with ``..`` or an empty part, another URL.
+    """
+    plain = isinstance(name, str) and name.isprintable() and not _LEADS_ELSEWHERE.search(name)
+    if not plain or any(part in ("", ".", "..") for part in name.split("/")):
+        raise UserError(f"{where}: names {name!r}, which is no file inside {folder}; the file is damaged")
+    return join(folder, name)
+
+
 def is_local(url: str) -> bool:
     return "://" not in url or url.startswith("file://")
 
@@ -37,15 +58,31 @@ def is_local(url: str) -> bool:
 def filesystem_and_path(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of a path or URL, and the path inside it.
 
-    Raises ``UserError`` for an ``s3://`` URL without a bucket's name, or with credentials before it.
+    Raises ``UserError`` for a URL with credentials, and for ``s3://`` without a bucket's name.
     """
+    if problem := _problem_of_path(url):
+        raise UserError(f"{url}: {problem}; give another path")
+    if without_credentials(url) != url or (_S3.match(url) and not _S3_WITH_BUCKET.match(url)):
+        raise UserError(f"{url}: write s3://BUCKET/FOLDER; credentials come from the environment")
     if not _S3.match(url):
         return fsspec.core.url_to_fs(url)
-    if not _S3_WITH_BUCKET.match(url):
-        shown = re.sub(r"//[^/]*@", "//", url)
-        raise UserError(f"{shown}: write s3://BUCKET/FOLDER; credentials come from the environment")
-    # A remembered listing would hide what other processes have written since.
-    return fsspec.core.url_to_fs(url, use_listings_cache=False)
+    from recgpt.object_store import open_object_store  # slow to import, and most paths are local
+
+    filesystem = open_object_store()
+    return filesystem, filesystem._strip_protocol(url)
+
+
+def _problem_of_path(url: str) -> str | None:
+    """Why no file can have this path, wherever it came from."""
+    try:
+        encoded = os.fsencode(url)
+    except UnicodeEncodeError:
+        return "holds half a character"
+    if b"\0" in encoded:
+        return "holds the character 0"
+    if max(map(len, encoded.split(b"/"))) > _LONGEST_NAME:
+        return f"has a name longer than {_LONGEST_NAME} bytes"
+    return None
 
 
 def absolute(url: str) -> str:
@@ -78,7 +115,7 @@ def remove(url: str) -> None:
     """Remove a file or a folder with all its contents; nothing happens if it is not there.
 
     What shows a folder to be finished goes first, so that nothing half removed is taken for whole.
-    Raises ``UserError`` for a whole bucket.
+    Raises ``UserError`` for a whole bucket, and for a pattern in an object store.
     """
     _check_inside_bucket(url)
     filesystem, path = filesystem_and_path(url)
@@ -110,22 +147,104 @@ def list_names(url: str) -> list[str]:
     return sorted(name.rsplit("/", 1)[-1] for name in inside - {path.rstrip("/")})
 
 
+def size(url: str) -> int:
+    """Bytes of a file."""
+    filesystem, path = filesystem_and_path(url)
+    return filesystem.size(path)
+
+
 def read_bytes(url: str) -> bytes:
     filesystem, path = filesystem_and_path(url)
     return filesystem.cat_file(path)
 
 
-def write_bytes(url: str, data: bytes) -> None:
-    """Write a file that appears whole or not at all (rename locally, one put on S3)."""
+def write_bytes(url: str, data: bytes, *, durable: bool = False) -> None:
+    """Write a file that appears whole or not at all (rename locally, one put on S3).
+
+    ``durable``: what a local disk holds afterwards survives a loss of power; an object store always does so.
+    Raises ``OSError`` with the path if the disk is full; the file is then what it was before.
+    """
     filesystem, path = filesystem_and_path(url)
     if not is_local(url):
         filesystem.pipe_file(path, data)
         return
-    filesystem.makedirs(filesystem._parent(path), exist_ok=True)
-    # A name of its own: a lost process may still be writing the same file.
-    temporary = f"{path}.{secrets.token_hex(4)}.partial"
-    filesystem.pipe_file(temporary, data)
-    Path(temporary).replace(path)
+    with _temporary_file(path, data, durable) as temporary:
+        temporary.replace(path)
+
+
+def create_bytes(url: str, data: bytes) -> None:
+    """Write a file that is not there yet, whole, durable, or not at all: of several writers, one succeeds.
+
+    Raises ``FileExistsError`` if there is one with other contents. With the same contents it counts as
+    written, because an object store whose answer got lost refuses the second attempt; so writers that
+    have to know which of them was first write something that is theirs alone. An object store must know
+    conditional writes (``If-None-Match``).
+    Raises ``UserError`` for a local file system without hard links.
+    """
+    filesystem, path = filesystem_and_path(url)
+    try:
+        if is_local(url):
+            with _temporary_file(path, data, durable=True) as temporary:
+                os.link(temporary, path)
+        else:
+            filesystem.pipe_file(path, data, mode="create")
+    except OSError as error:
+        if is_local(url) and error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise UserError(f"{url}: this file system has no hard links; choose another folder") from None
+        answer = getattr(error.__cause__, "response", {}).get("Error", {})
+        if not isinstance(error, FileExistsError) and answer.get("Code") != "PreconditionFailed":
+            raise
+        if read_bytes(url) != data:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), url) from None
+
+
+@contextlib.contextmanager
+def _temporary_file(path: str, data: bytes, durable: bool) -> Iterator[Path]:
+    """A local file beside ``path``, hidden from readers, that the block gives its final name.
+
+    The name is its own: a lost process may still be writing the same file. It is gone after the block.
+    """
+    folder = Path(path).parent
+    made = [above for above in (folder, *folder.parents) if not above.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{Path(path).name}.{secrets.token_hex(4)}.partial"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        yield temporary
+        if durable:
+            for changed in (folder, *(new.parent for new in made)):
+                _sync_folder(changed)
+    except OSError as error:
+        error.filename = path  # a write that fails does not say where, and the temporary name says nothing
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot do this for folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove_temporary_files(folder: str) -> None:
+    """Remove what processes that were lost while writing left in a local folder, at any depth.
+
+    Nobody may be writing there. In an object store such leftovers are parts of uploads, which are no files.
+    """
+    if is_local(folder):
+        for path in Path(absolute(folder)).rglob(".*.partial"):
+            if _TEMPORARY.search(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
 
 
 def read_json(url: str) -> Any:
@@ -134,12 +253,13 @@ def read_json(url: str) -> Any:
         return json.loads(read_bytes(url))
     except FileNotFoundError:
         raise UserError(f"{url}: no such file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter from lists in lists in lists ...
         raise UserError(f"{url}: not valid JSON ({error}); the file is damaged") from None
 
 
-def write_json(url: str, value: Any) -> None:
-    write_bytes(url, (json.dumps(value, indent=2) + "\n").encode())
+def write_json(url: str, value: Any, *, durable: bool = False) -> None:
+    """Write JSON as ``write_bytes`` does."""
+    write_bytes(url, (json.dumps(value, indent=2) + "\n").encode(), durable=durable)
 
 
 def checksum_of(data: bytes) -> str:
@@ -208,6 +328,7 @@ def staging_folder(url: str) -> str:
 def put_in_place(staging: str, url: str) -> None:
     """Make a staging folder that is whole the output ``url``, as ``staged_output`` does at its end."""
     if is_local(url):
+        remove_temporary_files(staging)
         replace_folder(staging, url)
     else:
         _replace_objects(staging, url)
@@ -246,8 +367,12 @@ def _sibling(url: str, suffix: str) -> str:
 
 
 def _check_inside_bucket(url: str) -> None:
-    if not is_local(url) and url.rstrip("/").rpartition("/")[0].endswith(":/"):
+    if is_local(url):
+        return
+    if url.rstrip("/").rpartition("/")[0].endswith(":/"):
         raise UserError(f"{url}: is a whole bucket; give a folder inside it")
+    if has_magic(url):  # to remove or copy it would be to remove or copy all that it matches
+        raise UserError(f"{url}: an output in an object store cannot have *, ? or [ in its name")
 
 
 def _replace_objects(staging: str, final: str) -> None:

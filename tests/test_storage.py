@@ -35,6 +35,44 @@ def test_join(url, parts, joined):
     assert storage.join(url, *parts) == joined
 
 
+@pytest.mark.parametrize("name", ["file", "folder/file", "a b/.c..d", "é", "date=2026-01-01/part-0.parquet"])
+def test_a_name_inside_a_folder_is_joined(name):
+    assert storage.join_inside("s3://bucket/data/", name, "manifest.json") == f"s3://bucket/data/{name}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/passwd",
+        "..",
+        "../file",
+        "folder/../../file",
+        "folder/..",
+        ".",
+        "./file",
+        "",
+        "folder/",
+        "folder//file",
+        "..\\file",
+        "C:\\file",
+        "s3://bucket/file",
+        "file:///etc/passwd",
+        "zip://file::/archive",
+        "file\x00",
+        "file\n",
+        None,
+        7,
+        ["file"],
+    ],
+)
+def test_a_name_that_leads_out_of_its_folder_is_refused(name):
+    with pytest.raises(
+        UserError, match=r"^data/manifest.json: names .* which is no file inside data; "
+    ) as caught:
+        storage.join_inside("data", name, "data/manifest.json")
+    assert "\n" not in str(caught.value)
+
+
 def test_absolute_makes_local_paths_whole_and_leaves_urls(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("data/set") == str(tmp_path / "data" / "set")
@@ -142,6 +180,16 @@ def test_an_object_store_never_shows_a_manifest_beside_anything_but_its_whole_ou
             storage.write_bytes(storage.join(staging, name), b"newer")
     assert copied == ["a", "z", "manifest.json", "_SUCCESS"][:failing_copy]
     assert set(objects(url)) == set(copied[:-1])
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "run?"])
+def test_an_output_in_an_object_store_is_no_pattern(bucket, name):
+    """To remove or copy it would be to remove or copy the objects of other outputs that it matches."""
+    storage.write_bytes(storage.join(bucket, "run1", "file"), b"")
+    for operation in (storage.remove, lambda url: finish(url, "text", overwrite=True)):
+        with pytest.raises(UserError, match="cannot have"):
+            operation(storage.join(bucket, name))
+    assert objects(bucket) == {"run1/file": ""}
 
 
 def test_a_whole_bucket_is_no_output():

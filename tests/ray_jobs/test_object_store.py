@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from s3fs import S3FileSystem
 
 from ray_jobs import cli
 from recgpt import storage
+from recgpt.object_store import PatientS3FileSystem
 from recgpt.retrieval.candidates import read_candidates
 from tests.ray_jobs.logs import histories_by_user
 
@@ -194,10 +194,10 @@ def nobody_listens(monkeypatch):
     with socket.socket() as port:
         port.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port.getsockname()[1]}")
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-        S3FileSystem.clear_instance_cache()
+        monkeypatch.setenv("RECGPT_STORE_PATIENCE_SECONDS", "0")
+        PatientS3FileSystem.clear_instance_cache()
         yield
-        S3FileSystem.clear_instance_cache()
+        PatientS3FileSystem.clear_instance_cache()
 
 
 def error_of(*arguments):
