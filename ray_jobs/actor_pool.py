@@ -19,15 +19,15 @@ class ActorRange(NamedTuple):
     """Started one by one, while more tasks than actors wait."""
 
     @classmethod
-    def parse(cls, text: str) -> "ActorRange":
-        """``"4"`` or ``"1:8"``. Raises ``UserError`` for anything else."""
+    def parse(cls, text: str, option: str = "--actors") -> "ActorRange":
+        """``"4"`` or ``"1:8"``. Raises ``UserError`` for anything else, naming the option it was given to."""
         least, colon, most = text.partition(":")
         try:
             parsed = cls(int(least), int(most if colon else least))
         except ValueError:
             parsed = cls(0, 0)
         if not 1 <= parsed.least <= parsed.most:
-            raise UserError(f"--actors {text}: expected a number from 1, or MIN:MAX such as 1:8")
+            raise UserError(f"{option} {text}: expected a number from 1, or MIN:MAX such as 1:8")
         return parsed
 
 

@@ -1,16 +1,18 @@
 """`recgpt train`: Ray Train starts the workers, Ray Data streams histories into each of them."""
 
-import sys
-import threading
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_jobs.command_line import DatasetOption, DebugOption, OverwriteOption, verb_app
+from ray_jobs.actor_pool import ActorRange
+from ray_jobs.command_line import DatasetOption, DebugOption, verb_app
 from ray_jobs.runtime import configure_ray_data, run_command, start_ray
+from ray_jobs.train_board import LiveProgress, SignsOfLife, TrainBoard
 from recgpt import storage
-from recgpt.progress import progress_bar
+from recgpt.errors import Stopped, UserError
+from recgpt.schema import MANIFEST_FILE
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
 # Reading is light: workers hold whole CPUs, and a reader must find room beside them.
 READER_CPUS = 0.25
-SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def run_train(
@@ -30,12 +31,13 @@ def run_train(
     settings: "TrainSettings",
     *,
     start_from: str | None = None,
-    overwrite: bool = False,
+    restart: bool = False,
 ) -> dict[str, Any]:
     """Train a model on a prepared dataset into the folder ``output``; returns the run's manifest.
 
-    An unfinished run in ``output`` is gone on with. ``start_from``: an older run or model whose weights
-    a new one begins with. Raises ``UserError`` for what the user can put right.
+    An unfinished run in ``output`` is gone on with, a finished one is left as it is, unless ``restart``.
+    ``start_from``: an older run or model whose weights a new one begins with.
+    Raises ``UserError`` for what the user can put right, and ``Stopped`` if SIGTERM ended it in good order.
     """
     from recgpt.data.dataset import HistoryDataset
     from recgpt.data.sequences import resolve_time_bounds
@@ -53,7 +55,10 @@ def run_train(
         start_url = find_start(start_from, settings.model, histories)
         storage.check_output_apart(output, start_url)
         start_fingerprint = model_fingerprint(start_url)
-    folder = run_folder.open_run(output, settings, histories.fingerprint, overwrite, start_fingerprint)
+    folder = run_folder.open_run(output, settings, histories.fingerprint, restart, start_fingerprint)
+    if folder is None:
+        typer.echo(f"{output} is finished already, by the same settings; nothing is done", err=True)
+        return storage.read_json(storage.join(output, MANIFEST_FILE))
     start_ray(min_cpus=settings.workers * settings.threads_per_worker + 2)
     stages = _fit(histories, folder, settings, start_url)
     summary = {
@@ -71,15 +76,21 @@ def _fit(
     dataset: "HistoryDataset", folder: str, settings: "TrainSettings", start_url: str | None
 ) -> dict[str, Any]:
     import ray
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    threads = settings.threads_per_worker
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= settings.workers
-    board = ray.remote(num_cpus=0)(ProgressBoard).remote()
+    from recgpt.training import run_folder
+
+    least, threads = settings.min_workers or settings.workers, settings.threads_per_worker
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= least
+    # Where the driver is: the board shall not be lost with a worker's machine.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(TrainBoard).options(num_cpus=0, scheduling_strategy=here).remote()
     # Ray Train's own notes; our checkpoints do not go through it. Every node must reach them.
     notes = storage.join(folder, "ray_train")
     storage.remove(notes)
+    num_workers: Any = settings.workers if least == settings.workers else (least, settings.workers)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -87,20 +98,60 @@ def _fit(
             "folder": folder,
             "settings": settings,
             "start_url": start_url,
+            "attempt": run_folder.begin_attempt(folder),
             "board": board,
         },
         scaling_config=ScalingConfig(
-            num_workers=settings.workers,
+            num_workers=num_workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": threads, "GPU": 1} if use_gpu else {"CPU": threads},
         ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        run_config=RunConfig(storage_path=notes, name="train"),
+        torch_config=TorchConfig(
+            backend="nccl" if use_gpu else "gloo", timeout_s=settings.collective_timeout_seconds
+        ),
+        run_config=RunConfig(
+            storage_path=notes,
+            name="train",
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+        ),
     )
     with LiveProgress(board, dataset.num_users):
-        trainer.fit()
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise _lost_workers(error, settings.max_failures) or error from None
+    results, stopped, verdict = ray.get(board.outcome.remote())
+    if verdict is not None:
+        raise UserError(verdict)
     storage.remove(notes)
-    return ray.get(board.stages.remote())
+    if stopped is not None:
+        raise Stopped(f"{stopped}; the same command goes on from there")
+    return results
+
+
+def _lost_workers(error: Exception, max_failures: int) -> UserError | None:
+    """The error in one line, if it is that workers were lost, too often to start them again."""
+    import ray
+
+    failures = list(getattr(error, "worker_failures", {}).values())
+    died = [failure for failure in failures if isinstance(failure, ray.exceptions.RayActorError)]
+    if not failures or not all(failure in died or _is_lost_peer(failure) for failure in failures):
+        return None
+    return UserError(
+        f"workers were lost {max_failures + 1} times, perhaps for want of memory or with their machine; "
+        "run the same command again to go on from the newest checkpoint"
+    )
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another worker is dead or hangs."""
+    return (
+        re.search(
+            r"Timed out waiting|Application timeout|[Cc]onnection (reset|closed|refused)|Broken pipe",
+            str(error),
+        )
+        is not None
+    )
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -114,6 +165,9 @@ def _worker(config: dict[str, Any]) -> None:
     from recgpt.training.trainer import train
 
     dataset, settings, board = config["dataset"], config["settings"], config["board"]
+    context = ray.train.get_context()
+    if ray.get(board.begin.remote(context.get_world_size())) is not None:
+        return
     # DeepSpeed calls collectives by names that newer releases of torch call deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     time_bounds = resolve_time_bounds(settings.data.split, dataset.manifest)
@@ -123,16 +177,31 @@ def _worker(config: dict[str, Any]) -> None:
         report=lambda line: board.show.remote(line),
         epoch_done=lambda metrics: ray.train.report(metrics),
     )
-    stages = train(
-        settings,
-        dataset,
-        config["folder"],
-        lambda units: _stream(dataset, units, settings.data.split, time_bounds),
-        recorder,
-        config["start_url"],
-    )
-    if ray.train.get_context().get_world_rank() == 0:
-        ray.get(board.finish.remote(stages))
+    rank = context.get_world_rank()
+    results = stopped = None
+    with SignsOfLife(board, rank, lambda: recorder.where) as signs:
+        try:
+            results = train(
+                settings,
+                dataset,
+                config["folder"],
+                lambda units: _stream(dataset, units, settings.data.split, time_bounds),
+                recorder,
+                config["start_url"],
+                attempt=config["attempt"],
+                stop_wanted=signs.stop_wanted,
+            )
+        except Stopped as stop:
+            stopped = str(stop)
+        except UserError as error:
+            ray.get(board.condemn.remote(str(error)))
+            raise
+        except RuntimeError as error:
+            if _is_lost_peer(error):
+                ray.get(board.waited_in_vain.remote(rank, recorder.where))
+            raise
+    if rank == 0:
+        ray.get(board.finish.remote(results, stopped))
 
 
 def _stream(
@@ -157,70 +226,6 @@ def _stream(
     return histories.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
 
 
-class ProgressBoard:
-    """An actor that holds what the first worker reported, until the driver shows it."""
-
-    def __init__(self) -> None:
-        self._lines: list[dict[str, Any]] = []
-        self._stages: dict[str, Any] = {}
-
-    def show(self, line: dict[str, Any]) -> None:
-        self._lines.append(line)
-
-    def take_lines(self) -> list[dict[str, Any]]:
-        lines, self._lines = self._lines, []
-        return lines
-
-    def finish(self, stages: dict[str, Any]) -> None:
-        self._stages = stages
-
-    def stages(self) -> dict[str, Any]:
-        return self._stages
-
-
-class LiveProgress:
-    """While it is open, a thread draws a bar for the current epoch and a line for each validation."""
-
-    def __init__(self, board: Any, num_users: int):
-        self._board = board
-        self._num_users = num_users
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        import ray
-
-        epoch: tuple[str, int] | None = None
-        bar = progress_bar("train: starting workers", None, "user")
-        done = False
-        while not done:
-            done = self._done.wait(SECONDS_BETWEEN_LOOKS)
-            for line in ray.get(self._board.take_lines.remote()):
-                if line["kind"] == "validation":
-                    bar.write(_validation_text(line), file=sys.stderr)
-                    continue
-                if epoch != (line["stage"], line["epoch"]):
-                    epoch = (line["stage"], line["epoch"])
-                    bar.close()
-                    title = f"{line['stage']} epoch {line['epoch'] + 1}"
-                    bar = progress_bar(title, self._num_users, "user", passing=True)
-                bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
-                bar.update(line["users"] - bar.n)
-        bar.close()
-
-
-def _validation_text(line: dict[str, Any]) -> str:
-    figures = " ".join(f"{key} {value:.4f}" for key, value in line.items() if "@" in key)
-    return f"{line['stage']} after epoch {line['epoch']}, step {line['step']}: {figures}"
-
-
 def command(
     dataset: DatasetOption,
     output: Annotated[
@@ -241,12 +246,22 @@ def command(
         ),
     ] = None,
     workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|MIN:MAX",
+            show_default="the config's, else 1",
+            help="Training processes over all machines. With MIN:MAX it goes on with fewer, down to MIN, "
+            "while machines are missing. Example: --workers 2",
+        ),
+    ] = None,
+    max_failures: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            min=1,
-            show_default="the config's, else 1",
-            help="Training processes over all machines. Example: --workers 2",
+            min=0,
+            show_default="the config's, else 3",
+            help="How often lost workers are started again, from the newest checkpoint. "
+            "Example: --max-failures 10",
         ),
     ] = None,
     stages: Annotated[
@@ -276,7 +291,14 @@ def command(
             "appended to that; items that are new to it get initial rows. Example: --start-from runs/monday",
         ),
     ] = None,
-    overwrite: OverwriteOption = False,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            "--overwrite",
+            help="Begin again, and replace what --output already holds once the new run is finished.",
+        ),
+    ] = False,
     debug: DebugOption = False,
 ) -> None:
     """Train a model: auto-regressive pre-training, then prompt-tuning.
@@ -284,17 +306,22 @@ def command(
     After each epoch the model is measured on the validation split; a stage ends when it no longer
     improves, and the best checkpoint is exported. The same command goes on with an interrupted run.
 
+    SIGTERM ends it after the step under way, with a checkpoint and status 143.
+
     Example: `recgpt train --dataset data/beauty --output runs/beauty --workers 2 --set model.width=128`
     """
     from recgpt.config import load_train_settings
 
     overrides = list(set_ or [])
     if workers is not None:
-        overrides.append(f"workers={workers}")
+        least, most = ActorRange.parse(workers, "--workers")
+        overrides += [f"workers={most}", *([f"min_workers={least}"] if least < most else [])]
+    if max_failures is not None:
+        overrides.append(f"max_failures={max_failures}")
     if stages is not None:
         overrides.append(f"stages=[{stages}]")
     settings = load_train_settings(config, overrides)
-    summary = run_train(dataset, output, settings, start_from=start_from, overwrite=overwrite)
+    summary = run_train(dataset, output, settings, start_from=start_from, restart=restart)
     for stage, result in summary["stages"].items():
         best = " ".join(f"{key} {value:.4f}" for key, value in result.items() if "@" in key)
         print(f"{stage}: best on validation {best} ({result['checkpoint']}, {result['epochs']} epochs)")

@@ -4,6 +4,7 @@
 """
 
 import difflib
+import reprlib
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -18,7 +19,10 @@ from recgpt.errors import UserError
 
 Settings = TypeVar("Settings")
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+_LARGEST_SETTINGS_FILE = 1 << 20  # bytes
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
 
 Stage = Literal["pretrain", "prompt_tune"]
 STAGES = get_args(Stage)  # in the order in which they run
@@ -232,6 +236,8 @@ class TrainSettings:
     """Seed of weights, order and dropout."""
     workers: Positive = 1
     """Number of training processes (global)."""
+    min_workers: Positive | None = None
+    """With fewer than `workers`, but so many, the run goes on too while machines are missing (global)."""
     threads_per_worker: Positive = 1
     """CPU threads of each worker (per rank)."""
     stages: tuple[Stage, ...] = ("pretrain", "prompt_tune")
@@ -242,6 +248,16 @@ class TrainSettings:
     """Optimizer steps between two checkpoints; one is also written after each epoch."""
     keep_checkpoints: Positive = 2
     """Newest checkpoints kept, besides the best one."""
+    checkpoint_in_background: bool = True
+    """Train on while a checkpoint is written, which takes a second copy of a rank's part of the tables and
+    their optimizer state in host memory meanwhile (per rank)."""
+    max_failures: NotNegative = 3
+    """How often lost workers are replaced, and training goes on from the newest checkpoint (global)."""
+    collective_timeout_seconds: Positive = 600
+    """Seconds that a rank waits for the others at a step before it takes them for lost (per rank)."""
+    not_finite: Literal["stop", "skip"] = "stop"
+    """At a step whose loss or gradient is NaN or infinite: stop the run, or leave the step out. After ten
+    such steps in a row the run is stopped either way."""
     model: ModelSettings = Field(default_factory=ModelSettings)
     item_table: ItemTableSettings = Field(default_factory=ItemTableSettings)
     loss: LossSettings = Field(default_factory=LossSettings)
@@ -259,6 +275,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.data.lanes < self.workers:
             raise ValueError(f"data.lanes={self.data.lanes} is less than workers={self.workers}")
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers={self.min_workers} is more than workers={self.workers}")
         if list(self.stages) not in (["pretrain"], ["prompt_tune"], list(STAGES)):
             raise ValueError(f"stages must be one or both of {', '.join(STAGES)}, in this order")
         if len(self.recall.quotas) > self.model.max_history:
@@ -273,7 +291,7 @@ def to_dict(settings: Any) -> dict[str, Any]:
     return TypeAdapter(type(settings)).dump_python(settings, mode="json")
 
 
-def from_dict(kind: type[Settings], values: dict[str, Any], where: str) -> Settings:
+def from_dict(kind: type[Settings], values: Any, where: str) -> Settings:
     """Build settings from nested dictionaries; ``where`` names their origin in the error.
 
     Raises ``UserError`` for an unknown key (naming the nearest known one) or a wrong value.
@@ -318,11 +336,35 @@ def shipped_file(folder: str, name: str, suffix: str) -> str:
     raise UserError(f"{name}: {problem}, and no shipped file has that name; shipped are {', '.join(known)}")
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+class _PlainLoader(yaml.SafeLoader):
+    """YAML of plain values, without aliases: a few lines of them can stand for more than memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "write the value itself in place of an alias", mark)
+        return super().compose_node(parent, index)
+
+
+def _load_yaml(text: str | bytes) -> Any:
+    """Raises ``ValueError`` with the reason if the text is not YAML."""
     try:
-        values = yaml.safe_load(storage.read_bytes(path))
+        return yaml.load(text, _PlainLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise ValueError("its lists and mappings lie too deep in each other") from None
+    except Exception as error:  # whatever the constructors of numbers and dates make of a wrong one
+        raise ValueError(f"it holds a value that is none ({error})") from None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    if storage.size(path) > _LARGEST_SETTINGS_FILE:
+        raise UserError(f"{path}: is too large for a file of settings; give the YAML file")
+    try:
+        values = _load_yaml(storage.read_bytes(path))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -340,9 +382,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise UserError(f"--set {override}: {parent} holds a value, not further settings")
     try:
-        values[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: {text!r} is not a valid YAML value") from None
+        values[leaf] = _load_yaml(text)
+    except ValueError as error:
+        raise UserError(f"--set {override}: {text!r} is not a valid YAML value ({error})") from None
 
 
 def _merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -364,7 +406,7 @@ def _first_problem(kind: Any, error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not location:
         return message
-    given = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
+    given = "" if isinstance(problem["input"], dict) else f" (got {_SHORT.repr(problem['input'])})"
     return f"{key}: {message}{given}"
 
 

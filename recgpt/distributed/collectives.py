@@ -5,15 +5,22 @@ Every call is collective: all ranks must make it, in the same order, also those 
 """
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+Outcome = TypeVar("Outcome")
+
 traffic: Counter[str] = Counter()
 """Bytes handed over by this rank since the start (or the last ``traffic.clear()``), by collective: the
 size of what goes in, the share that stays on the rank included."""
+
+
+_side_groups: list[dist.ProcessGroup] = []
 
 
 def world_size() -> int:
@@ -24,9 +31,25 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def barrier() -> None:
+def side_group(timeout: timedelta) -> dist.ProcessGroup | None:
+    """A group of all ranks for small things on the CPU, in a thread beside the training. Collective."""
+    if world_size() == 1:
+        return None
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    _side_groups.append(group)
+    return group
+
+
+def give_up_after(timeout: timedelta) -> None:
+    """Make collectives fail once they have waited that long, in all groups that there are but side groups."""
+    if dist.is_initialized():
+        for group in set(dist.distributed_c10d._pg_map).difference(_side_groups):
+            dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def barrier(group: dist.ProcessGroup | None = None) -> None:
     if world_size() > 1:
-        dist.barrier()
+        dist.barrier(group)
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
@@ -45,13 +68,33 @@ def max_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def gather_objects(value: Any) -> list[Any]:
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """``value``, something small, of every rank, in rank order."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values
+
+
+def on_every_rank(work: Callable[[], Outcome], group: dist.ProcessGroup | None = None) -> list[Outcome]:
+    """What ``work()`` gives on each rank, something small, in rank order.
+
+    If it raises on one rank, all ranks raise: nobody waits for a rank that has failed.
+    """
+    problem: Exception | None = None
+    try:
+        outcome: Any = work()
+    except Exception as error:
+        problem, outcome = error, None
+    text = problem and f"{type(problem).__name__}: {problem}"
+    outcomes = gather_objects((outcome, text), group)
+    if problem is not None:
+        raise problem
+    for number, (_, text) in enumerate(outcomes):
+        if text is not None:
+            raise RuntimeError(f"rank {number} has failed: {text}")
+    return [outcome for outcome, _ in outcomes]
 
 
 def gather_sizes(size: int, device: torch.device) -> list[int]:

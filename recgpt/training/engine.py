@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from recgpt import storage
 from recgpt.config import OptimizerSettings, shipped_file
 from recgpt.errors import UserError
+from recgpt.training.checkpoint import MOMENTS
 from recgpt.training.model import NextItemModel
-
-MOMENTS = ("exp_avg", "exp_avg_sq")  # torch.optim.AdamW's names
 
 _DECIDED_HERE = {
     # Batches are counted in tokens, not in samples: DeepSpeed is told one sample per rank and step.
@@ -55,6 +54,8 @@ def read_deepspeed_config(name: str) -> dict[str, Any]:
     """
     path = shipped_file("deepspeed_configs", name, ".json")
     config = storage.read_json(path)
+    if not isinstance(config, dict) or not isinstance(config.get("zero_optimization", {}), dict):
+        raise UserError(f"{path}: is no DeepSpeed configuration; write an object with zero_optimization.stage")
     for key in sorted({"optimizer", "scheduler", "train_batch_size", *_DECIDED_HERE} & set(config)):
         raise UserError(f"{path}: {key} is decided by RecGPT's settings; remove it from the DeepSpeed file")
     if _zero_stage(config) not in (1, 2, 3):
@@ -98,6 +99,8 @@ class DenseEngine:
         config = {**deepspeed_config, **_DECIDED_HERE, **decided}
         with _quiet():
             self._engine, *_ = self._deepspeed.initialize(model=module, optimizer=inner, config=config)
+        self._discarding = False
+        self._make_discardable()
         if self._clipping:
             self._tables_norm = 0.0
             self._clip_with_tables()
@@ -127,6 +130,30 @@ class DenseEngine:
             return 1.0
         norm = math.hypot(float(self._engine.get_global_grad_norm()), tables_norm)
         return 1.0 / max((norm + 1e-6) / self._clipping, 1.0)  # DeepSpeed's formula
+
+    def gradients_are_finite(self) -> bool:
+        """Whether those of the step under way are, on every rank. Collective."""
+        return not self._engine.optimizer.has_overflow()
+
+    def discard(self) -> None:
+        """End the step under way without an update. Collective."""
+        self._discarding = True
+        self._engine.step()
+        self._discarding = False
+
+    def _make_discardable(self) -> None:
+        """Let DeepSpeed take a step that is to be discarded for one that has overflowed in float16."""
+        zero = self._engine.optimizer
+
+        def check(*_: Any, **__: Any) -> bool:
+            zero.overflow = self._discarding
+            return self._discarding
+
+        if self.stage == 3:
+            zero._overflow_check_and_loss_scale_update = check
+        else:
+            zero.check_grad_overflow = True
+            zero.check_overflow = check
 
     def _clip_with_tables(self) -> None:
         """Make DeepSpeed clip by the norm over its own gradients and those of the tables together."""

@@ -1,8 +1,8 @@
 """What a run writes down of itself: metrics.jsonl, TensorBoard events, live progress."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -10,11 +10,11 @@ from tensorboardX import SummaryWriter
 
 from recgpt import storage
 from recgpt.distributed import collectives
-from recgpt.errors import UserError
 from recgpt.training import run_folder
 
 if TYPE_CHECKING:
-    from recgpt.training.trainer import TrainingState
+    from recgpt.training.checkpoint_writer import Written
+    from recgpt.training.state import TrainingState
 
 Report = Callable[[dict[str, Any]], None]
 Step = TypeVar("Step")
@@ -39,6 +39,8 @@ class Recorder:
         self._waited = 0.0
         self._since = time.monotonic()
         self._events: SummaryWriter | None = None
+        self.where = "the start"
+        """In the training; for whoever looks for a rank that hangs."""
 
     def restart(self, step: int) -> None:
         """Forget what was written after ``step``."""
@@ -52,6 +54,7 @@ class Recorder:
     def waiting_for(self, steps: Iterator[Step]) -> Iterator[Step]:
         """The same steps; the time until each is there counts as waiting for data."""
         while True:
+            self.where = "reading the data of a step"
             begun = time.monotonic()
             step = next(steps, None)
             self._waited += time.monotonic() - begun
@@ -69,11 +72,6 @@ class Recorder:
             return
         self._sums[2] = self._waited / collectives.world_size()
         loss, targets, waited = collectives.sum_over_ranks(self._sums.clone()).tolist()
-        if not math.isfinite(loss):
-            raise UserError(
-                f"training diverged: the loss is not finite at step {state.step} of {state.stage}; "
-                f"lower {state.stage}.optimizer.learning_rate and start again with --overwrite"
-            )
         seconds = time.monotonic() - self._since
         self._restart_interval()
         self._write(
@@ -87,6 +85,23 @@ class Recorder:
                 "waiting_share": waited / seconds,
             },
         )
+
+    def left_out(self, state: "TrainingState", lanes: dict[int, tuple[int, int]]) -> None:
+        """Note a step that was left out because its loss or gradient was not finite.
+
+        Args:
+            lanes: the batch: by lane, the first user in the epoch's order and how many.
+        """
+        self._write(state, {"kind": "left out", "lanes": lanes})
+
+    def checkpoint(self, state: "TrainingState", written: "Written") -> None:
+        """Note what an earlier checkpoint has cost, once it is written."""
+        self._write(state, {"kind": "checkpoint", **asdict(written)})
+
+    def warn(self, text: str) -> None:
+        """Tell the user; nothing of it is kept."""
+        if collectives.rank() == 0:
+            self._report({"kind": "warning", "text": text})
 
     def validation(self, state: "TrainingState", metrics: dict[str, float]) -> None:
         self._write(state, {"kind": "validation", **metrics, "best": state.best_value})

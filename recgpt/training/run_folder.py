@@ -1,6 +1,7 @@
 """The folder of a run: started, gone on with, finished, replaced.
 
 settings.json     resolved settings and the fingerprints of what goes in, written first
+attempt.json      the mark of the process that trains in the folder; a later one puts its own there
 metrics.jsonl     one JSON object per line: training every few steps, validation after epochs
 tensorboard/      the same as TensorBoard events
 checkpoints/      the newest and the best
@@ -9,6 +10,7 @@ manifest.json     written last: with it the run is finished
 """
 
 import json
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,16 +22,22 @@ from recgpt.schema import MANIFEST_FILE
 from recgpt.training import checkpoint
 
 SETTINGS_FILE = "settings.json"
+ATTEMPT_FILE = "attempt.json"
 METRICS_FILE = "metrics.jsonl"
 
 # What may differ when a run goes on: how fast the run is and how far it goes, not what it computes.
 _MAY_DIFFER = (
     "workers",
+    "min_workers",
     "threads_per_worker",
     "deepspeed",
     "stages",
     "keep_checkpoints",
     "checkpoint_every_steps",
+    "checkpoint_in_background",
+    "max_failures",
+    "collective_timeout_seconds",
+    "not_finite",
 )
 
 
@@ -39,16 +47,18 @@ def open_run(
     dataset_fingerprint: str,
     overwrite: bool,
     start_from_fingerprint: str | None = None,
-) -> str:
+) -> str | None:
     """The folder to train in: ``run`` itself, or a hidden one beside it while something is replaced.
+
+    None if ``run`` is this very run, and finished.
 
     A run with the same settings, dataset and older model to start from (None: none) that has not
     finished all of ``settings.stages`` is gone on with; with ``overwrite`` an unfinished one begins
     again, and a finished one (or whatever else the folder holds) stays until the new run takes its
     place. On an object store it is removed at once.
     A run that failed before its first checkpoint is forgotten if the settings differ.
-    Raises ``UserError`` if the folder holds a finished run or something else and ``overwrite`` is
-    not given, a run with other settings, or if prompt-tuning has nothing to begin with.
+    Raises ``UserError`` if the folder holds a run with other settings or something else and ``overwrite``
+    is not given, or if prompt-tuning has nothing to begin with.
     """
     storage.recover_folder(run)
     identity = {
@@ -61,7 +71,7 @@ def open_run(
     if storage.exists(storage.join(run, SETTINGS_FILE)):
         _check_same(run, identity)
         if set(settings.stages) <= set(finished_stages(run)):
-            storage.check_output_is_free(run, overwrite=False)
+            return None
     else:
         storage.check_output_is_free(run, overwrite=False)
     has_weights = start_from_fingerprint is not None or checkpoint.newest(run) is not None
@@ -72,6 +82,26 @@ def open_run(
         )
     storage.write_json(storage.join(run, SETTINGS_FILE), identity)
     return run
+
+
+def begin_attempt(folder: str) -> str:
+    """Take the folder over; returns the mark by which ``check_attempt`` knows who has it."""
+    attempt = secrets.token_hex(8)
+    storage.write_json(storage.join(folder, ATTEMPT_FILE), {"attempt": attempt})
+    return attempt
+
+
+def check_attempt(folder: str, attempt: str) -> None:
+    """Raises ``UserError`` if another process has taken the folder over.
+
+    What is left of a run whose driver was killed must not write checkpoints any more.
+    """
+    try:
+        latest = storage.read_json(storage.join(folder, ATTEMPT_FILE))["attempt"]
+    except UserError:
+        latest = None
+    if latest != attempt:
+        raise UserError(f"{folder}: another run has taken over this folder; let one at a time train in it")
 
 
 def finished_stages(run: str) -> list[str]:
@@ -100,7 +130,7 @@ def _check_same(run: str, identity: Mapping[str, Any]) -> None:
     elif difference:
         raise UserError(
             f"{run}: holds a run with another {difference}; "
-            "use the same settings to go on with it, another folder, or --overwrite"
+            "use the same settings to go on with it, another folder, or --restart"
         )
 
 

@@ -6,7 +6,8 @@ lanes are exhausted (with an empty batch), so that no rank waits for ever in a c
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -21,30 +22,18 @@ from recgpt.data.sequences import resolve_time_bounds
 from recgpt.distributed import collectives
 from recgpt.distributed.sharded_table import ShardedTable, gradient_norm
 from recgpt.distributed.table_optimizer import RowOptimizer, row_optimizer
-from recgpt.errors import UserError
-from recgpt.training import checkpoint, export, start
+from recgpt.errors import Stopped, UserError
+from recgpt.training import checkpoint, export, run_folder, start
+from recgpt.training.bad_steps import BadSteps
+from recgpt.training.checkpoint_writer import CheckpointWriter, Written
 from recgpt.training.engine import DenseEngine, init_process_group, read_deepspeed_config
 from recgpt.training.model import TrainingBatch, build_model
 from recgpt.training.prompts import plain_batch, prompted_batch
 from recgpt.training.recorder import Recorder
+from recgpt.training.state import TrainingState, needed_checkpoints, origin, read_state
 from recgpt.training.validation import Validator
 
 ReadUnits = Callable[[list[ReadUnit]], Iterable[pa.Table]]
-
-
-@dataclass
-class TrainingState:
-    """Where training stands; with the weights and moments, all that a checkpoint needs."""
-
-    stage: str
-    epoch: int = 0  # of the stage
-    step: int = 0  # optimizer steps of the run
-    stage_step: int = 0  # optimizer steps of the stage
-    consumed: list[int] = field(default_factory=list)  # users read in this epoch, by lane
-    best_value: float | None = None
-    best_checkpoint: str | None = None
-    validations_without_best: int = 0
-    results: dict[str, dict[str, Any]] = field(default_factory=dict)  # what each stage has reached
 
 
 def train(
@@ -54,6 +43,9 @@ def train(
     read_units: ReadUnits,
     recorder: Recorder,
     start_from: str | None = None,
+    *,
+    attempt: str | None = None,
+    stop_wanted: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train all stages in ``folder``, going on from its newest checkpoint, and export the best model.
 
@@ -63,22 +55,27 @@ def train(
         read_units: gives the histories of ``ReadUnit``s in order, as ``recgpt.data.plan.read_unit`` does.
         start_from: folder of an exported model that fits (``start.find_start``), whose weights the run
             begins with; initial ones if not given. A run that has a checkpoint does not read it again.
+        attempt: the mark of ``run_folder.begin_attempt``; without it nobody is looked out for.
+        stop_wanted: asked at every step; if it is true on any rank, all of them write a checkpoint and stop.
 
     Returns for each stage its best validation value, the checkpoint that reached it, epochs and last step.
+    Raises ``Stopped`` when it was asked to, and ``UserError`` for what the user can put right.
     """
     torch.set_num_threads(settings.threads_per_worker)
     init_process_group()
-    trainer = Trainer(settings, dataset, folder, read_units, recorder, start_from)
-    # One rank looks: a shared file system may show the newest folder to some ranks only.
-    newest = collectives.gather_objects(checkpoint.newest(folder))[0]
-    if newest:
-        trainer.resume(newest)
-    for stage in settings.stages:
-        if STAGES.index(stage) < STAGES.index(trainer.state.stage or stage):
-            continue
-        if stage != trainer.state.stage:
-            trainer.start_stage(stage, weights_from=trainer.state.best_checkpoint)
-        trainer.run_stage()
+    trainer = Trainer(settings, dataset, folder, read_units, recorder, start_from, attempt, stop_wanted)
+    with trainer.writer:
+        newest = checkpoint.newest_whole(folder, recorder.warn)
+        if newest:
+            trainer.resume(newest)
+        for stage in settings.stages:
+            if STAGES.index(stage) < STAGES.index(trainer.state.stage or stage):
+                continue
+            if stage != trainer.state.stage:
+                trainer.start_stage(stage, weights_from=trainer.state.best_checkpoint)
+            trainer.run_stage()
+        trainer.wait_for_checkpoint()
+    recorder.flush()
     if collectives.rank() == 0:
         assert trainer.state.best_checkpoint, "a stage validates at least once"
         best, users = trainer.state.best_checkpoint, trainer.model.gpt.known_users
@@ -99,6 +96,8 @@ class Trainer:
         read_units: ReadUnits,
         recorder: Recorder,
         start_from: str | None,
+        attempt: str | None,
+        stop_wanted: Callable[[], bool],
     ):
         self.settings = settings
         self.dataset = dataset
@@ -106,11 +105,19 @@ class Trainer:
         self.read_units = read_units
         self.recorder = recorder
         self.start_from = start_from
+        self.stop_wanted = stop_wanted
+        self.writer = CheckpointWriter(
+            folder,
+            needed=lambda: needed_checkpoints(folder, settings.keep_checkpoints),
+            check_may_write=lambda: run_folder.check_attempt(folder, attempt) if attempt else None,
+            in_background=settings.checkpoint_in_background,
+        )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.lanes = list(range(settings.data.lanes))[collectives.rank() :: collectives.world_size()]
         time_bounds = resolve_time_bounds(settings.data.split, dataset.manifest)
         self.validator = Validator(dataset, settings, time_bounds, self.device)
         self.state = TrainingState(stage="")
+        self.bad_steps = BadSteps(settings.not_finite, recorder)
         self._engine: DenseEngine | None = None
         self.row_optimizers: dict[str, RowOptimizer] = {}
 
@@ -129,7 +136,8 @@ class Trainer:
 
     def resume(self, name: str) -> None:
         """Go on from a checkpoint, exactly where it was written."""
-        self.state = TrainingState(**checkpoint.load_state(self.folder, name))
+        lanes = self.settings.data.lanes
+        self.state = read_state(self.folder, name, self.dataset.fingerprint, lanes)
         self._build(name, with_moments=True)
         self.recorder.restart(self.state.step)
 
@@ -159,14 +167,19 @@ class Trainer:
 
     def _run_epoch(self) -> None:
         for lane_step in self.recorder.waiting_for(self._steps_of_epoch()):
+            before = self.state.consumed
             num_targets, num_users = self._agree(lane_step)
             if not num_users:
                 return
             if not num_targets:
                 continue
             loss_sum = self._optimize(lane_step.batch, num_targets)
-            rate = self._warmed_up(self._stage_settings.optimizer.learning_rate)
-            self.recorder.step(self.state, loss_sum, num_targets, rate)
+            if loss_sum is None:
+                self.bad_steps.left_out(self.state, before)
+            else:
+                self.bad_steps.good()
+                rate = self._warmed_up(self._stage_settings.optimizer.learning_rate)
+                self.recorder.step(self.state, loss_sum, num_targets, rate)
             if self.state.step % self.settings.checkpoint_every_steps == 0:
                 self._save()
 
@@ -187,17 +200,26 @@ class Trainer:
         yield from itertools.repeat(empty_step(self.lanes))
 
     def _agree(self, lane_step: LaneStep) -> tuple[int, int]:
-        """Targets and users of the step over all ranks; moves the cursor of every lane."""
-        counts = torch.zeros(1 + self.settings.data.lanes, dtype=torch.int64, device=self.device)
-        counts[0] = len(lane_step.batch.target_T)
+        """Targets and users of the step over all ranks; moves the cursor of every lane.
+
+        If any rank was asked to stop, raises ``Stopped`` after a checkpoint of what was done before the step.
+        """
+        counts = torch.zeros(2 + self.settings.data.lanes, dtype=torch.int64, device=self.device)
+        counts[0] = self.stop_wanted()
+        self.recorder.where = f"step {self.state.step + 1} of the run"
+        counts[1] = len(lane_step.batch.target_T)
         for lane, taken in lane_step.users.items():
-            counts[1 + lane] = taken
-        num_targets, *users = map(int, collectives.sum_over_ranks(counts).tolist())
+            counts[2 + lane] = taken
+        stop, num_targets, *users = map(int, collectives.sum_over_ranks(counts).tolist())
+        if stop:
+            name = self._save()
+            self.wait_for_checkpoint()
+            raise Stopped(f"stopped at step {self.state.step} of the run, checkpoint {name}")
         self.state.consumed = [done + new for done, new in zip(self.state.consumed, users, strict=True)]
         return num_targets, sum(users)
 
-    def _optimize(self, packed: PackedBatch, num_targets: int) -> torch.Tensor:
-        """One optimizer step; returns this rank's sum of the loss.
+    def _optimize(self, packed: PackedBatch, num_targets: int) -> torch.Tensor | None:
+        """One optimizer step; returns this rank's sum of the loss, or None if it was left out on all ranks.
 
         The loss is summed over targets and divided by the number of targets of all ranks. The engine
         averages gradients over W ranks, hence the factor W; the sharded tables do the same.
@@ -210,10 +232,21 @@ class Trainer:
             part = self.engine(batch)
             self.engine.backward(part * (collectives.world_size() / num_targets))
             loss_sum += part.detach()
-        self._update()
+        gradients = {name: table.take_gradient() for name, table in self.model.sharded_tables().items()}
+        finite = self._is_finite(loss_sum, [gradient for _, gradient in gradients.values()])
+        if finite:
+            self._update(gradients)
+        else:
+            self.engine.discard()
         self.state.step += 1
         self.state.stage_step += 1
-        return loss_sum
+        return loss_sum if finite else None
+
+    def _is_finite(self, loss_sum: torch.Tensor, table_gradients: list[torch.Tensor]) -> bool:
+        """Whether the loss and all gradients are, on every rank."""
+        # A sum is finite only if all of its terms are.
+        total = torch.stack([value.sum().float() for value in (loss_sum, *table_gradients)]).sum()
+        return self.engine.gradients_are_finite() and bool(collectives.sum_over_ranks(total).isfinite())
 
     def _micro_batches(self, packed: PackedBatch) -> list[TrainingBatch]:
         """The parts of a step's batch; for prompt-tuning, with items that the current model generates."""
@@ -229,9 +262,12 @@ class Trainer:
                 for batch, part in zip(plain, parts, strict=True)
             ]
 
-    def _update(self) -> None:
-        """The step of all optimizers, clipped by one norm over the GPT and all tables."""
-        gradients = {name: table.take_gradient() for name, table in self.model.sharded_tables().items()}
+    def _update(self, gradients: dict[str, tuple[torch.Tensor | None, torch.Tensor]]) -> None:
+        """The step of all optimizers, clipped by one norm over the GPT and all tables.
+
+        Args:
+            gradients: of each sharded table, the rows (None: all) and their gradient.
+        """
         clipped = self._stage_settings.optimizer.gradient_clipping is not None
         norm = gradient_norm([gradient for _, gradient in gradients.values()]) if clipped else 0.0
         optimizer = self._stage_settings.optimizer
@@ -243,6 +279,7 @@ class Trainer:
     # Validation and checkpoints
 
     def _validate(self) -> None:
+        self.recorder.where = f"validation after step {self.state.step} of the run"
         with self.engine.readable() as model:
             metrics = self.validator.measure(model)
         value = metrics[self.settings.validation.metric]
@@ -260,37 +297,51 @@ class Trainer:
         }
         self.recorder.validation(self.state, metrics)
 
-    def _save(self) -> None:
+    def _save(self) -> str:
+        """Begin to write a checkpoint of now; returns its name."""
         name = checkpoint.checkpoint_name(self.state.step, self.state.epoch)
         self.recorder.flush()
-        state, weights = asdict(self.state), self.engine.weights()
+        self._note(self.writer.save(lambda: self._snapshot(name)))
+        return name
+
+    def _snapshot(self, name: str) -> checkpoint.Snapshot:
         tables = {
             table: checkpoint.TableRows(sharded.num_rows, sharded.first, self._table_tensors(table, sharded))
             for table, sharded in self.model.sharded_tables().items()
         }
-        checkpoint.save(self.folder, name, state, weights, self.engine.optimizer_state(), tables)
-        if collectives.rank() == 0:
-            newest = checkpoint.finished(self.folder)[-self.settings.keep_checkpoints :]
-            checkpoint.keep_only(self.folder, set(newest).union(*map(self._rests_on, newest)))
+        weights, moments = self.engine.weights(), self.engine.optimizer_state()
+        return checkpoint.Snapshot(
+            name, asdict(self.state), weights, moments, tables, origin(self.settings, self.dataset)
+        )
 
-    def _rests_on(self, name: str) -> set[str]:
-        """The best checkpoints that a resume from checkpoint ``name`` would come back to."""
-        state = TrainingState(**checkpoint.load_state(self.folder, name))
-        return {result["checkpoint"] for result in state.results.values()}
+    def wait_for_checkpoint(self) -> None:
+        written = self.writer.wait()
+        if written:
+            self._note(written)
+            self.recorder.flush()
+
+    def _note(self, written: Written | None) -> None:
+        if written:
+            self.recorder.checkpoint(self.state, written)
 
     def _build(self, weights_from: str | None, with_moments: bool) -> None:
         """Model, engine and table optimizer, with weights and perhaps moments of a checkpoint."""
         self.close()
+        self.wait_for_checkpoint()
         self.model = build_model(self.settings, self.dataset, self.device)
         if weights_from:
-            self.model.load_state_dict(checkpoint.load_dense(self.folder, weights_from))
+            weights = checkpoint.load_dense(self.folder, weights_from, self.model.state_dict())
+            self.model.load_state_dict(weights)
         elif self.start_from:
             start.load_start(self.start_from, self.model)
         optimizer = self._stage_settings.optimizer
         deepspeed = read_deepspeed_config(self.settings.deepspeed)
         self._engine = DenseEngine(self.model, optimizer, deepspeed, self.settings.data.micro_batches)
         if weights_from and with_moments:
-            self.engine.load_optimizer_state(checkpoint.load_dense_optimizer(self.folder, weights_from))
+            moments = checkpoint.load_dense_optimizer(self.folder, weights_from, weights)
+            self.engine.load_optimizer_state(moments)
+        # The engine has made groups of its own.
+        collectives.give_up_after(timedelta(seconds=self.settings.collective_timeout_seconds))
         kind = self.settings.item_table.optimizer
         self.row_optimizers = {}
         for table, sharded in self.model.sharded_tables().items():

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from ray_jobs.train import _stream, _validation_text
+from ray_jobs.train import _stream
+from ray_jobs.train_board import validation_text
 from recgpt.config import SplitSettings
 from recgpt.data.plan import epoch_units, read_unit
 
@@ -79,4 +80,4 @@ def test_validation_line():
         "hit_rate@10": 0.2,
         "num_users": 9.0,
     }
-    assert _validation_text(line) == "pretrain after epoch 3, step 12: ndcg@10 0.1235 hit_rate@10 0.2000"
+    assert validation_text(line) == "pretrain after epoch 3, step 12: ndcg@10 0.1235 hit_rate@10 0.2000"

@@ -15,12 +15,17 @@ from recgpt.distributed.table_optimizer import row_optimizer
 from recgpt.errors import UserError
 from recgpt.storage import checksum_of
 from recgpt.training import checkpoint
-from recgpt.training.checkpoint import TableRows, checkpoint_name
+from recgpt.training.checkpoint import Snapshot, TableRows, checkpoint_name
 
 NAME = checkpoint_name(7, 1)
 STATE = {"stage": "pretrain", "step": 7, "consumed": [3, 4], "best_value": None, "finished_stages": {}}
+ABOUT = {"dataset_fingerprint": "items-1"}
 DENSE = {"gpt.weight": torch.arange(6.0).reshape(2, 3), "gpt.bias": torch.tensor([0.1], dtype=torch.float64)}
-OPTIMIZER = {"exp_avg/gpt.bias": torch.tensor([0.5]), "step": torch.tensor(7.0)}
+OPTIMIZER = {
+    f"{moment}/{name}": weight / 3 + number
+    for number, moment in enumerate(checkpoint.MOMENTS)
+    for name, weight in DENSE.items()
+} | {"step": torch.tensor(7.0)}
 NUM_ROWS = {"item_table": 11, "user_table": 6}
 ITEMS = {
     "rows": torch.arange(33.0).reshape(11, 3).bfloat16(),
@@ -46,7 +51,7 @@ def both_tables(rank=0, world_size=1):
 
 
 def save(run, name=NAME, tables=None, state=STATE):
-    checkpoint.save(str(run), name, state, DENSE, OPTIMIZER, tables or {})
+    checkpoint.write(str(run), Snapshot(name, state, DENSE, OPTIMIZER, tables or {}, ABOUT))
     return run / "checkpoints" / name
 
 
@@ -68,8 +73,9 @@ def assert_equal(loaded, expected):
 def assert_everything_is_loaded(run):
     assert checkpoint.newest(run) == NAME
     assert checkpoint.load_state(run, NAME) == STATE
-    assert_equal(checkpoint.load_dense(run, NAME), DENSE)
-    assert_equal(checkpoint.load_dense_optimizer(run, NAME), OPTIMIZER)
+    assert_equal(checkpoint.load_dense(run, NAME, DENSE), DENSE)
+    assert_equal(checkpoint.load_dense_optimizer(run, NAME, DENSE), OPTIMIZER)
+    assert checkpoint.read_manifest(run, NAME).about == ABOUT
 
 
 def assert_all_row_ranges_are_loaded(run):
@@ -122,7 +128,7 @@ def save_on_each_rank(run):
     checkpoint.storage.remove = remove_late
     for _ in range(2):
         tables = both_tables(collectives.rank(), collectives.world_size())
-        checkpoint.save(run, NAME, STATE, DENSE, OPTIMIZER, tables)
+        checkpoint.write(run, Snapshot(NAME, STATE, DENSE, OPTIMIZER, tables, ABOUT))
     if collectives.rank() == 1:
         assert_everything_is_loaded(run)
 
@@ -161,7 +167,8 @@ def save_and_load_a_large_shard(run):
     checkpoint.ROWS_PER_FILE = 4_000
     tensors = {"rows": torch.ones(200_000, 64), "mean": torch.ones(200_000, 64)}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    checkpoint.save(run, NAME, STATE, DENSE, OPTIMIZER, {"item_table": TableRows(200_000, 0, tensors)})
+    tables = {"item_table": TableRows(200_000, 0, tensors)}
+    checkpoint.write(run, Snapshot(NAME, STATE, DENSE, OPTIMIZER, tables, ABOUT))
     checkpoint.load_table_into(run, NAME, "item_table", 0, tensors)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024  # it counts in KiB
     shard = 2 * tensors["rows"].nbytes
@@ -265,7 +272,7 @@ def test_keep_only_removes_all_others_finished_or_not(tmp_path):
 
 LOADERS = {
     "dense.safetensors": checkpoint.load_dense,
-    "dense_optimizer.safetensors": checkpoint.load_dense_optimizer,
+    "dense_optimizer.safetensors": lambda run, name: checkpoint.load_dense_optimizer(run, name, DENSE),
     "item_table-rows-000000000004.safetensors": lambda run, name: load_rows(run, "item_table", 0, 11),
     "user_table-rows-000000000000.safetensors": lambda run, name: list(
         checkpoint.table_row_ranges(run, name, "user_table")
@@ -288,7 +295,7 @@ def test_a_damaged_file_is_named(tmp_path, file):
 def test_a_missing_file_is_named(tmp_path, file):
     folder = save(tmp_path, tables=both_tables())
     (folder / file).unlink()
-    with pytest.raises(UserError, match=f"{file}: missing; remove the checkpoint folder"):
+    with pytest.raises(UserError, match=f"{file}: missing; bring the file back"):
         LOADERS[file](str(tmp_path), NAME)
 
 

@@ -8,7 +8,7 @@ from recgpt.model.export import load_model
 from recgpt.model.gpt import GPT
 from recgpt.model.users import KnownUsers
 from recgpt.training import checkpoint
-from recgpt.training.checkpoint import TableRows
+from recgpt.training.checkpoint import Snapshot, TableRows
 from recgpt.training.export import export_checkpoint
 
 NAME = checkpoint.checkpoint_name(3, 1)
@@ -27,7 +27,7 @@ def save(run, user_kind, dense_tables, tables):
     gpt = GPT(model).state_dict()
     dense = {f"gpt.{key}": value for key, value in gpt.items()} | dense_tables
     rows = {name: TableRows(len(tensor), 0, {"rows": tensor}) for name, tensor in tables.items()}
-    checkpoint.save(run, NAME, {}, dense, {}, rows)
+    checkpoint.write(run, Snapshot(NAME, {}, dense, {}, rows))
     return TrainSettings(model=model, item_table=ItemTableSettings(placement="auto")), gpt
 
 

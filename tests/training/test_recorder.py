@@ -7,7 +7,7 @@ import torch
 
 from recgpt.training import recorder as recorder_module
 from recgpt.training.recorder import Recorder
-from recgpt.training.trainer import TrainingState
+from recgpt.training.state import TrainingState
 
 
 def test_the_share_of_waiting_is_of_the_time_since_the_last_line(monkeypatch, tmp_path):

@@ -10,6 +10,8 @@ from recgpt.config import DataSettings, ModelSettings, TrainSettings
 from recgpt.errors import UserError
 from recgpt.training.checkpoint import checkpoint_name
 from recgpt.training.run_folder import (
+    begin_attempt,
+    check_attempt,
     finish_run,
     finished_stages,
     open_run,
@@ -73,8 +75,7 @@ def test_an_unfinished_run_begins_again_on_demand(unfinished):
 def test_a_run_is_gone_on_with_for_the_next_stage(unfinished):
     pretrain, prompt_tune = TrainSettings(stages=("pretrain",)), TrainSettings(stages=("prompt_tune",))
     finish_run(str(unfinished), str(unfinished), {"stages": {"pretrain": {}}})
-    with pytest.raises(UserError, match="--overwrite"):
-        open_with(unfinished, pretrain)
+    assert open_with(unfinished, pretrain) is None, "it is finished"
     assert open_with(unfinished, prompt_tune) == str(unfinished)
     assert open_with(unfinished, SETTINGS) == str(unfinished)
     assert (unfinished / "work").read_text() == "half"
@@ -177,12 +178,25 @@ def test_a_foreign_folder_is_refused_and_kept(tmp_path):
     assert set(contents(tmp_path)) == {"settings.json", "manifest.json"}
 
 
-def test_a_finished_run_is_refused(finished):
+def test_a_finished_run_is_left_as_it_is(finished):
     assert finished_stages(str(finished))
     before = contents(finished)
-    with pytest.raises(UserError, match="--overwrite"):
-        open_with(finished)
+    assert open_with(finished) is None
+    with pytest.raises(UserError, match="--restart"):
+        open_with(finished, OTHER_MODEL)
     assert contents(finished) == before
+
+
+def test_who_takes_a_folder_over_keeps_others_from_writing(tmp_path):
+    first = begin_attempt(str(tmp_path))
+    check_attempt(str(tmp_path), first)
+    second = begin_attempt(str(tmp_path))
+    check_attempt(str(tmp_path), second)
+    with pytest.raises(UserError, match="another run has taken over"):
+        check_attempt(str(tmp_path), first)
+    storage.remove(str(tmp_path))
+    with pytest.raises(UserError, match="another run has taken over"):
+        check_attempt(str(tmp_path), second)
 
 
 def test_a_finished_run_is_replaced_only_when_the_new_one_finished_stages(finished):
