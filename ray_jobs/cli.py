@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ray_jobs import evaluate, generate, index, prepare, quickstart, show, train, verify_candidates
+from ray_jobs import evaluate, generate, index, prepare, quickstart, show, submit, train, verify_candidates
 from ray_jobs.command_line import new_app
 from ray_jobs.runtime import run_command
 from recgpt import __version__
@@ -37,6 +37,15 @@ def recgpt(
 
 for module in (prepare, train, index, generate, verify_candidates, show, evaluate, quickstart):
     app.command(module.__name__.rsplit(".", 1)[-1].replace("_", "-"))(module.command)
+# What follows the verb that is submitted is for that verb.
+app.command(
+    "submit",
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,
+    },
+)(submit.command)
 
 
 def main() -> None:
