@@ -1,13 +1,23 @@
 """A pool of Ray actors that share out tasks, and grows while there is work for more of them."""
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
+
+import typer
 
 from recgpt.errors import UserError
 
 # A task whose actor dies, with its machine or by itself, is done again, at most so often. Actors are
 # started again without end: machines that disappear shall not end a long job.
 TASK_RETRIES = 5
+SECONDS_UNTIL_WARNING = 30.0  # that actors wait for a CPU
+
+# With these an actor's memory stays as it is after the first part. A tensor is an aligned block: glibc cuts a
+# sliver off its front, and keeps slivers for each thread ("tcache"). Small objects that stay get them, and
+# then hold apart what was free memory in one piece, so that the heap grows with every part. Without that
+# cache it does not, at the same speed. Arrow's own allocator keeps what it once had; malloc gives it back.
+STEADY_MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 
 
 class ActorRange(NamedTuple):
@@ -71,6 +81,8 @@ def _run(pool: "_Pool", method: str, tasks: Sequence[Any], actors: ActorRange) -
     try:
         for _ in range(min(actors.least, len(tasks))):
             pool.start()
+        if unfinished:
+            wait_for_room(pool.actors, 1, "actors")
         while unfinished:
             if len(pool.actors) < actors.most and not pool.starting and len(waiting) > len(pool.actors):
                 pool.start()
@@ -97,13 +109,46 @@ def _run(pool: "_Pool", method: str, tasks: Sequence[Any], actors: ActorRange) -
             pool.release(actor)
 
 
+def actor_class(worker: type, retries: int) -> Any:
+    """A worker as Ray actors of one CPU each, which are started again without end.
+
+    ``retries``: how often something is asked again when the actor died over it.
+    """
+    import ray
+
+    # In the environment, as a process that runs cannot change them any more.
+    environment = {name: value for name, value in STEADY_MEMORY.items() if name not in os.environ}
+    return ray.remote(
+        num_cpus=1, max_restarts=-1, max_task_retries=retries, runtime_env={"env_vars": environment}
+    )(worker)
+
+
+def wait_for_room(actors: Sequence[Any], least: int, what: str) -> None:
+    """Return when ``least`` of the actors have got their CPUs; if that takes long, a line on stderr says so.
+
+    Ray itself waits without a word, and there is no end to it where no machine will be added.
+    """
+    import ray
+
+    up = [actor.__ray_ready__.remote() for actor in actors]
+    started, waiting = ray.wait(up, num_returns=least, timeout=SECONDS_UNTIL_WARNING)
+    if len(started) < least:
+        cpus = ray.cluster_resources().get("CPU", 0)
+        typer.echo(
+            f"recgpt: warning: {len(waiting)} of {len(up)} {what} wait for a CPU each; the cluster has "
+            f"{cpus:g} CPUs in all. They start when it has room: add machines, or ask for fewer",
+            err=True,
+        )
+        ray.wait(up, num_returns=least)
+
+
 class _Pool:
     """The actors that are up or starting, and what each of them does."""
 
     def __init__(self, worker: type, arguments: Sequence[Any]):
         import ray
 
-        self._actor_class = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=TASK_RETRIES)(worker)
+        self._actor_class = actor_class(worker, TASK_RETRIES)
         self._arguments = [ray.put(argument) for argument in arguments]
         self.actors: list[Any] = []
         self.running: dict[Any, tuple[Any, int | None]] = {}

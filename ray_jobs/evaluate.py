@@ -107,11 +107,15 @@ def run_evaluate(
     from recgpt.data.sequences import resolve_time_bounds
     from recgpt.evaluation.metrics import rank_metrics
     from recgpt.evaluation.protocol import SERVED, recall_variants
+    from recgpt.model.export import model_fingerprint
     from recgpt.retrieval.recall_model import model_for_dataset
 
+    if json_file is not None:
+        storage.filesystem_and_path(json_file)  # refuses a URL that can be none, before Ray starts
     histories = HistoryDataset.open(dataset)
     model_url, info = model_for_dataset(model, histories)
     resolve_time_bounds(info.split, histories.manifest)  # refuses what cannot be split, before Ray starts
+    model_fingerprint(model_url)  # refuses a model whose files are not those that were written
     variants = recall_variants(info.recall)
     if info.dataset_fingerprint not in ("", histories.fingerprint):
         typer.echo(

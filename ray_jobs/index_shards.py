@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ray_jobs.actor_pool import actor_class, wait_for_room
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -105,10 +107,11 @@ def started_shards(
     bounds = shard_bounds(
         num_items, block_items, shards, None if allowed is None else torch.from_numpy(allowed)
     )
-    holder = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=REQUEST_RETRIES)(ShardHolder)
+    holder = actor_class(ShardHolder, REQUEST_RETRIES)
     shared_allowed = None if allowed is None else ray.put(allowed)  # kept, for actors that start again
     actors = [holder.remote(model_url, part, block_items, shared_allowed) for part in bounds]
     try:
+        wait_for_room(actors, len(actors), "index shards")
         ray.get([actor.load.remote() for actor in actors])
         yield Shards(bounds, actors)
     finally:

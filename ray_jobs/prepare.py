@@ -157,6 +157,7 @@ def _describe(
         files=prepared.files,
         bad_files=bad_files,
         lineage=base.lineage() if base else [],
+        vocabulary_sha256=prepared.vocabulary_sha256,
     )
 
 

@@ -37,6 +37,7 @@ class Prepared(NamedTuple):
     """What was written."""
 
     vocabulary: Vocabulary
+    vocabulary_sha256: str
     files: list[HistoryFile]
     time_quantiles: dict[str, int]
     dropped: Counter[str]
@@ -180,7 +181,7 @@ class HistoryBuilder:
         left = counts > 0
         left[: catalogue.num_known] = True
         vocabulary = Vocabulary(catalogue.item_ids.filter(pa.array(left)), counts[left])
-        vocabulary.save(self.folder)
+        vocabulary_sha256 = vocabulary.save(self.folder)
         index = np.where(left, np.cumsum(left), 0)
         padding = [0]
         is_new_by_index = ray.put(np.concatenate([padding, is_new[left]]).astype(np.bool_))
@@ -196,6 +197,7 @@ class HistoryBuilder:
         times = [file.times for file in written]
         return Prepared(
             vocabulary,
+            vocabulary_sha256,
             [file.file for file in written],
             {str(share): time_quantile(times, share) for share in (0.8, 0.9)},
             self.dropped,

@@ -82,7 +82,7 @@ class LogReader:
         expected = sum(source.approximate_rows for source in self.sources)
         with progress_bar("prepare: read", expected, "interaction") as bar:
             for piece, stream in zip(pieces, streams, strict=True):
-                for first, tables in self._batches(stream):
+                for first, tables in self._batches(piece, stream):
                     if isinstance(first, OtherTokens):
                         for other in streams:
                             ray.cancel(other)
@@ -94,16 +94,26 @@ class LogReader:
                     bar.update(first.rows)
         return self._whole_files(batches, bad_files)
 
-    def _batches(self, stream: Iterator[Any]) -> Iterator[tuple[Any, list[Any]]]:
-        """What ``preparation.divide`` yields, in groups: something small, and references to its tables."""
-        for reference in stream:
-            first = ray.get(reference)
-            count = self.num_buckets if isinstance(first, BatchCounts) else 0
-            tables = [table for _, table in zip(range(count), stream, strict=False)]
-            if len(tables) < count:
-                ray.get(reference)  # the task has failed: this says why
-                ray.get(tables)
-            yield first, tables
+    def _batches(self, piece: Piece, stream: Iterator[Any]) -> Iterator[tuple[Any, list[Any]]]:
+        """What ``preparation.divide`` yields, in groups: something small, and references to its tables.
+
+        Raises ``UserError`` if a file, damaged or made to harm, was the end of the process that read it.
+        """
+        try:
+            for reference in stream:
+                first = ray.get(reference)
+                count = self.num_buckets if isinstance(first, BatchCounts) else 0
+                tables = [table for _, table in zip(range(count), stream, strict=False)]
+                if len(tables) < count:
+                    ray.get(reference)  # the task has failed: this says why
+                    ray.get(tables)
+                yield first, tables
+        except (ray.exceptions.OutOfMemoryError, ray.exceptions.WorkerCrashedError):
+            others = f" or one of the {len(piece.sources) - 1} after it" if len(piece.sources) > 1 else ""
+            raise UserError(
+                f"{piece.sources[0].url}{others}: whoever reads it runs out of memory or crashes; "
+                "leave it out, or split it in smaller files"
+            ) from None
 
     def _whole_files(
         self, batches: list[tuple[Piece, BatchCounts, list[Any]]], bad_files: dict[str, BadFile]

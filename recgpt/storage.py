@@ -257,6 +257,14 @@ def read_json(url: str) -> Any:
         raise UserError(f"{url}: not valid JSON ({error}); the file is damaged") from None
 
 
+def read_json_object(url: str) -> dict[str, Any]:
+    """Raises ``UserError`` if the file is missing or is not an object in JSON."""
+    value = read_json(url)
+    if not isinstance(value, dict):
+        raise UserError(f"{url}: holds no object; the file is damaged")
+    return value
+
+
 def write_json(url: str, value: Any, *, durable: bool = False) -> None:
     """Write JSON as ``write_bytes`` does."""
     write_bytes(url, (json.dumps(value, indent=2) + "\n").encode(), durable=durable)

@@ -1,8 +1,55 @@
-"""Arrow columns as numpy arrays, and back."""
+"""Arrow columns as numpy arrays, and back; and what Arrow says about files that are damaged."""
+
+import contextlib
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from recgpt.errors import UserError
+
+
+@contextlib.contextmanager
+def content_errors(make_error: Callable[[str], Exception]) -> Iterator[None]:
+    """Turns errors about the content of a file, which Arrow has of many kinds, into ``make_error(reason)``.
+
+    Errors of the system or the object store, which have a number, pass: the file may be a good one.
+    """
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError, OSError, EOFError, zlib.error, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise make_error(" ".join(str(error).split()) or "there is not enough memory for it") from None
+
+
+def damaged(url: str, advice: str) -> Callable[[str], UserError]:
+    """For ``content_errors``: the error that a file is damaged, and what to do."""
+    return lambda reason: UserError(f"{url}: damaged ({reason}); {advice}")
+
+
+def column_problem(table: pa.Table, expected: Mapping[str, Sequence[pa.DataType]]) -> str | None:
+    """What is wrong with a table, if not just these columns are there, of one of their types, without nulls.
+
+    Columns of lists hold no null inside of a list either, and text is UTF-8.
+    """
+    if sorted(table.column_names) != sorted(expected):
+        return f"its columns are {', '.join(table.column_names)}, not {', '.join(expected)}"
+    for name, kinds in expected.items():
+        if table[name].type not in kinds:
+            return f"column {name} is {table[name].type}, not {' or '.join(map(str, kinds))}"
+        nulls = table[name].null_count
+        if pa.types.is_list(table[name].type):
+            nulls += sum(chunk.flatten().null_count for chunk in table[name].chunks)
+        if nulls:
+            return f"{nulls} values of column {name} are missing"
+        try:
+            table[name].validate(full=True)
+        except pa.ArrowInvalid as error:
+            return f"column {name}: {error}"
+    return None
 
 
 def combine(column: pa.ChunkedArray | pa.Array) -> pa.Array:

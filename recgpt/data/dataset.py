@@ -1,19 +1,28 @@
 """A prepared dataset: its manifest, its vocabulary and its histories, read by row group."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from recgpt import storage
+from recgpt.data.arrow import column_problem, content_errors, damaged, list_arrays
+from recgpt.data.times import Unit
 from recgpt.data.vocabulary import Vocabulary
 from recgpt.errors import UserError
 from recgpt.schema import DATASET_SCHEMA_VERSION, ITEM_INDICES, MANIFEST_FILE, TIMESTAMPS, USER_HASH, USER_ID
 
 IdType = Literal["int64", "string"]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+_AGAIN = "run `recgpt prepare` again"
 
 
 @dataclass(frozen=True)
@@ -22,11 +31,11 @@ class HistoryFile:
 
     path: str
     """Inside the dataset folder."""
-    rows: int
+    rows: Count
     """Users in the file."""
-    interactions: int
+    interactions: Count
     sha256: str
-    row_groups: list[int]
+    row_groups: list[Annotated[int, Field(gt=0)]]
     """Users in each row group, in file order."""
 
 
@@ -56,12 +65,12 @@ class DatasetManifest:
     """What ``recgpt prepare`` says about the dataset it wrote; written last."""
 
     schema_version: int
-    num_users: int
-    num_items: int
-    num_interactions: int
+    num_users: Count
+    num_items: Annotated[int, Field(ge=0, lt=2**31)]
+    num_interactions: Count
     has_timestamps: bool
     """False if the log gives an order but no times (format `sequences`)."""
-    time_unit: str | None
+    time_unit: Unit | Literal["unstated"] | None
     """Unit of the timestamps; "unstated" for plain numbers, which stand as in the log."""
     user_id_type: IdType
     item_id_type: IdType
@@ -79,6 +88,8 @@ class DatasetManifest:
     """Input files that could not be read."""
     lineage: list[Ancestor] = field(default_factory=list)
     """What this dataset was appended to, the oldest first; empty for a log of its own."""
+    vocabulary_sha256: str | None = None
+    """Of the vocabulary's file; None in datasets of older releases."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,28 @@ class RowGroup:
 def history_columns(has_timestamps: bool) -> list[str]:
     """Columns of a part file."""
     return [USER_ID, USER_HASH, ITEM_INDICES, *([TIMESTAMPS] if has_timestamps else [])]
+
+
+def history_problem(
+    histories: pa.Table, columns: Sequence[str], user_id_type: str, num_items: int
+) -> str | None:
+    """What is wrong with histories, if they have not just these columns with what belongs into them."""
+    types = {
+        USER_ID: pa.int64() if user_id_type == "int64" else pa.string(),
+        USER_HASH: pa.int64(),
+        ITEM_INDICES: pa.list_(pa.int32()),
+        TIMESTAMPS: pa.list_(pa.int64()),
+    }
+    if problem := column_problem(histories, {name: [types[name]] for name in columns}):
+        return problem
+    lists = [list_arrays(histories[name]) for name in columns if name in (ITEM_INDICES, TIMESTAMPS)]
+    if len(lists) == 2 and not np.array_equal(lists[0][1], lists[1][1]):
+        return f"{ITEM_INDICES} and {TIMESTAMPS} differ in length"
+    if ITEM_INDICES in columns:
+        items, _ = list_arrays(histories[ITEM_INDICES])
+        if len(items) and not (items.min() >= 1 and items.max() <= num_items):
+            return f"items {items.min()} to {items.max()}, of {num_items} in the vocabulary"
+    return None
 
 
 @dataclass(frozen=True)
@@ -118,21 +151,7 @@ class HistoryDataset:
             raise UserError(
                 f"{url}: no prepared dataset ({MANIFEST_FILE} is missing); run `recgpt prepare` first"
             )
-        values = storage.read_json(manifest_url)
-        version = values.get("schema_version") if isinstance(values, dict) else None
-        if version != DATASET_SCHEMA_VERSION:
-            raise UserError(
-                f"{url}: prepared with schema version {version}, this release reads version "
-                f"{DATASET_SCHEMA_VERSION}; run `recgpt prepare` again"
-            )
-        try:
-            return cls(url, TypeAdapter(DatasetManifest).validate_python(values))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            key = ".".join(map(str, problem["loc"]))
-            raise UserError(
-                f"{manifest_url}: damaged, {key}: {problem['msg']}; run `recgpt prepare` again"
-            ) from None
+        return cls(url, _read_manifest(url, manifest_url))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -169,10 +188,18 @@ class HistoryDataset:
 
         Raises ``UserError`` if it is not the one that the manifest names.
         """
-        vocabulary = Vocabulary.load(self.url)
-        if vocabulary.fingerprint != self.manifest.vocabulary_fingerprint:
-            raise UserError(f"{self.url}: the vocabulary is not the manifest's; run `recgpt prepare` again")
+        vocabulary = Vocabulary.load(self.url, self.manifest.vocabulary_sha256)
+        same = vocabulary.fingerprint == self.manifest.vocabulary_fingerprint
+        if not same or vocabulary.num_items != self.num_items:
+            raise UserError(f"{self.url}: the vocabulary is not the manifest's; {_AGAIN}")
         return vocabulary
+
+    def item_counts(self) -> npt.NDArray[np.int64]:
+        """Interactions of each item, [num_items]; no ids are kept. Raises ``UserError`` as ``vocabulary``."""
+        counts = Vocabulary.load_counts(self.url, self.manifest.vocabulary_sha256)
+        if len(counts) != self.num_items:
+            raise UserError(f"{self.url}: the vocabulary is not the manifest's; {_AGAIN}")
+        return counts
 
     @cached_property
     def row_groups(self) -> list[RowGroup]:
@@ -193,12 +220,72 @@ class HistoryDataset:
 
         Raises ``UserError`` if the file is missing or damaged.
         """
-        url = storage.join(self.url, row_group.file)
-        filesystem, path = storage.filesystem_and_path(url)
+        columns = self.columns if columns is None else columns
+        with self.open_part(row_group.file) as file:
+            table = file.read_row_group(row_group.index, columns=columns)
+        problem = history_problem(table, columns, self.manifest.user_id_type, self.num_items)
+        if problem is not None:
+            raise damaged(storage.join(self.url, row_group.file), _AGAIN)(problem)
+        return table
+
+    @contextlib.contextmanager
+    def open_part(self, path: str) -> Iterator[pq.ParquetFile]:
+        """A part file, by its path in the manifest, whose pages are checked as they are read.
+
+        Raises ``UserError`` if it is missing or damaged, which may show only when it is read.
+        """
+        url = storage.join(self.url, path)
+        filesystem, place = storage.filesystem_and_path(url)
         try:
-            with filesystem.open(path, "rb") as file:
-                return pq.ParquetFile(file).read_row_group(row_group.index, columns=columns)
+            with content_errors(damaged(url, _AGAIN)), filesystem.open(place, "rb") as opened:
+                file = pq.ParquetFile(opened, page_checksum_verification=True)
+                groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                if groups != self._files[path].row_groups:
+                    raise damaged(url, _AGAIN)(f"row groups of {groups} users are not the manifest's")
+                yield file
         except FileNotFoundError:
-            raise UserError(f"{url}: no such file; run `recgpt prepare` again") from None
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{url}: damaged ({error}); run `recgpt prepare` again") from None
+            raise UserError(f"{url}: no such file; {_AGAIN}") from None
+
+    @cached_property
+    def _files(self) -> dict[str, HistoryFile]:
+        return {file.path: file for file in self.manifest.files}
+
+
+def _read_manifest(url: str, where: str) -> DatasetManifest:
+    values = storage.read_json(where)
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if version != DATASET_SCHEMA_VERSION:
+        raise UserError(
+            f"{url}: prepared with schema version {version}, this release reads version "
+            f"{DATASET_SCHEMA_VERSION}; {_AGAIN}"
+        )
+    try:
+        manifest = TypeAdapter(DatasetManifest).validate_python(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise UserError(f"{where}: damaged, {key}: {problem['msg']}; {_AGAIN}") from None
+    if contradiction := _contradiction(manifest):
+        raise UserError(f"{where}: damaged, {contradiction}; {_AGAIN}")
+    for file in manifest.files:
+        storage.join_inside(url, file.path, where)
+    return manifest
+
+
+def _contradiction(manifest: DatasetManifest) -> str | None:
+    """Where a manifest says two things that cannot both be."""
+    files = manifest.files
+    for name, said, found in (
+        ("num_users", manifest.num_users, sum(file.rows for file in files)),
+        ("num_interactions", manifest.num_interactions, sum(file.interactions for file in files)),
+        *((f"rows of {file.path}", file.rows, sum(file.row_groups)) for file in files),
+        ("files", len(files), len({file.path for file in files})),
+    ):
+        if said != found:
+            return f"{name} is {said}, what it says further makes {found}"
+    if manifest.has_timestamps != (manifest.time_unit is not None):
+        return f"has_timestamps is {manifest.has_timestamps}, time_unit is {manifest.time_unit}"
+    quantiles = manifest.time_quantiles
+    if quantiles is not None and not quantiles.get("0.8", np.inf) <= quantiles.get("0.9", -np.inf):
+        return f"time_quantiles are {quantiles}"
+    return None

@@ -39,7 +39,7 @@ _PARQUET_MAGIC = b"PAR1"
 _GZIP_MAGIC = b"\x1f\x8b"
 _TEXT_IN_GZIP = 4  # bytes of a log for each byte of its gzip file, about
 _RECBOLE_FIELD = re.compile(r"(.+):(token|token_seq|float|float_seq)")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _PARTITION = re.compile(r"([^/=]+)=([^/]*)")
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _DELIMITERS = ("\t", ",", ";", "|")
@@ -142,7 +142,7 @@ def _description(
         items = _text_type([item for line in tokens for item in line[1:]])
         return Source(url, "sequences", size, rows, compressed=compressed, user_type=users, item_type=items)
     description = _describe_table(url, recognised, size, lines, names, time_unit, compressed)
-    rows = len(lines) - 1 if whole else _scale_up(len(lines) - 1, lines, text_size)
+    rows = len(lines) - 1 if whole else max(_scale_up(len(lines) - 1, lines, text_size), 1)
     return replace(description, approximate_rows=rows)
 
 
@@ -179,7 +179,8 @@ def _describe_table(
 ) -> Source:
     delimiter = "\t" if format == "recbole" else _delimiter(lines[0]) or ","
     header = _split(lines[0], delimiter)
-    plain = [_RECBOLE_FIELD.sub(r"\1", field) for field in header] if format == "recbole" else header
+    typed = [_RECBOLE_FIELD.fullmatch(field) if format == "recbole" else None for field in header]
+    plain = [match[1] if match else field for match, field in zip(typed, header, strict=True)]
     partitions = _missing_columns(plain, names, partitions_of(url))
     in_file = [name if name in partitions else header[plain.index(name)] for name in names.wanted()]
     parsed = csv.reader(io.StringIO("\n".join(lines[1:]), newline=""), delimiter=delimiter)

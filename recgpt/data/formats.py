@@ -16,12 +16,14 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from recgpt.data.arrow import combine, list_arrays
-from recgpt.data.dataset import history_columns
-from recgpt.data.sources import Source, open_file, unreadable_if_broken
+from recgpt.data.dataset import history_columns, history_problem
+from recgpt.data.sources import Source, UnreadableFile, open_file, unreadable_if_broken
 from recgpt.schema import ITEM_INDICES, TIMESTAMPS, USER_ID
 
 _BYTES_AT_ONCE = 1 << 25  # of a text file
 _ROWS_AT_ONCE = 1 << 20  # of a Parquet file
+_LONGEST_LINE = 1 << 28  # bytes of `sequences`: some ten million items of one user
+_MOST_BROKEN_ROWS = 1 << 18  # of a table, in one block: where there are more, it is another format
 
 
 @dataclass
@@ -54,7 +56,7 @@ def read_batches(
             yield from _read_parquet(file, source, row_groups)
         elif source.format == "dataset":
             assert item_ids is not None
-            yield from _read_histories(file, row_groups, item_ids)
+            yield from _read_histories(file, source, row_groups, item_ids)
         else:
             yield from readers[source.format](file, source)
 
@@ -78,7 +80,7 @@ def _read_text_table(file: IO[bytes], source: Source) -> Iterator[RawBatch]:
     def skip(row: pyarrow.csv.InvalidRow) -> str:
         reason = f"{row.expected_columns} fields expected, found {row.actual_columns}"
         broken.append((row.number - 1, reason, row.text))
-        return "skip"
+        return "skip" if len(broken) <= _MOST_BROKEN_ROWS else "error"
 
     if not source.approximate_rows:
         return  # a header alone, which the reader refuses if no line end follows it
@@ -133,12 +135,14 @@ def _columns(
 
 
 def _read_histories(
-    file: IO[bytes], row_groups: Sequence[int] | None, item_ids: pa.Array
+    file: IO[bytes], source: Source, row_groups: Sequence[int] | None, item_ids: pa.Array
 ) -> Iterator[RawBatch]:
-    parquet = pq.ParquetFile(file)
+    parquet = pq.ParquetFile(file, page_checksum_verification=True)
     columns = history_columns(has_timestamps=True)
     for group in range(parquet.num_row_groups) if row_groups is None else row_groups:
         table = parquet.read_row_group(group, columns=columns)
+        if problem := history_problem(table, columns, source.user_type, len(item_ids)):
+            raise UnreadableFile(problem)
         items, offsets = list_arrays(table[ITEM_INDICES])
         times, _ = list_arrays(table[TIMESTAMPS])
         users = combine(table[USER_ID]).take(pa.array(np.repeat(np.arange(len(table)), np.diff(offsets))))
@@ -157,6 +161,8 @@ def _read_sequences(file: IO[bytes], source: Source) -> Iterator[RawBatch]:
             rest = b"\n" + tail
         else:
             rest += block
+        if len(rest) > _LONGEST_LINE:
+            raise UnreadableFile(f"line {lines + 1} is longer than {_LONGEST_LINE >> 20} MiB")
     yield _parse_sequences(rest, lines)
 
 

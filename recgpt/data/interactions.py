@@ -167,8 +167,14 @@ def _ids(ids: pa.Array, wanted: pa.DataType) -> pa.Array:
 
 
 def _text(values: pa.Array) -> pa.Array:
-    """As strings, null where bytes are not UTF-8."""
-    return _cast_or_null(values, lambda some: some.cast(pa.string()))
+    """As strings, null where bytes are not UTF-8, which no writer of Parquet has to check."""
+
+    def checked(some: pa.Array) -> pa.Array:
+        text = some.cast(pa.string())
+        text.validate(full=True)
+        return text
+
+    return _cast_or_null(values, checked)
 
 
 def _times(times: pa.Array, source: Source, unit: Unit | None) -> pa.Array:
@@ -196,6 +202,8 @@ def _instants(times: pa.Array, factor: int) -> pa.Array:
 
 def _numbers(times: pa.Array, factor: int) -> pa.Array:
     if pa.types.is_string(times.type):
+        hexadecimal = pc.or_(pc.starts_with(times, "0x"), pc.starts_with(times, "0X"))
+        times = pc.if_else(hexadecimal, None, times)  # Arrow would read them as numbers
         try:
             times = times.cast(pa.int64())
         except pa.ArrowInvalid:
@@ -261,6 +269,8 @@ def _is_null(values: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def _printed(values: pa.Array) -> list[str | None]:
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        values = values.cast(pa.binary())  # which need not be UTF-8
     if pa.types.is_binary(values.type):
         return [None if value is None else value.decode(errors="replace") for value in values.to_pylist()]
     return [_printed_value(value) if value.is_valid else None for value in values]

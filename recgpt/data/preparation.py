@@ -129,8 +129,8 @@ def divide(
                     if len(piece.sources) == 1:
                         yield from divided(of_file)
                         of_file = CleanRows()
-            except UnreadableFile as error:
-                yield BadFile(source.url, str(error), source.size)
+            except (UnreadableFile, MemoryError) as error:
+                yield BadFile(source.url, str(error) or "there is not enough memory for it", source.size)
                 continue
             collected.extend(of_file)
     except OtherTokens as error:

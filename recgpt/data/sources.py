@@ -1,17 +1,17 @@
 """The files of an interaction log: what is known of each, and how it is opened."""
 
 import contextlib
-import zlib
+import gzip
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Literal
-
-import pyarrow as pa
+from typing import IO, Literal, cast
 
 from recgpt import storage
+from recgpt.data.arrow import content_errors
 from recgpt.data.dataset import HistoryDataset
 from recgpt.data.times import UNITS, Unit
-from recgpt.errors import UserError
+from recgpt.errors import UserError, presentable
 from recgpt.schema import ITEM_ID, TIMESTAMP, USER_ID
 
 Format = Literal["parquet", "csv", "recbole", "sequences", "dataset"]
@@ -22,25 +22,23 @@ ColumnType = Literal["int64", "string", "text_of_integers", "text", "number", "i
 lines hold integers only, in their usual form.
 Times: "number" as in the log, "instant" for dates and Arrow timestamps, "position" in a line of items."""
 
+# Inside gzip a log has a tenth of its size, or less; what unfolds to very much more was made to harm.
+_MOST_TEXT_IN_GZIP = 100
+_ALWAYS_ALLOWED = 1 << 26  # bytes of text
+
 CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
 
 
 class UnreadableFile(Exception):
     """A file that cannot be read as a log; the message is the reason, without the file's name."""
 
+    def __init__(self, reason: str):
+        super().__init__(presentable(reason))
 
-@contextlib.contextmanager
-def unreadable_if_broken(problem: str) -> Iterator[None]:
-    """Turns errors about the content of a file into ``UnreadableFile``; ``problem`` begins its message.
 
-    Errors of the system or the object store, which have a number, pass: the file may be a good one.
-    """
-    try:
-        yield
-    except (pa.ArrowException, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise UnreadableFile(f"{problem}: {' '.join(str(error).split())}") from None
+def unreadable_if_broken(problem: str) -> contextlib.AbstractContextManager[None]:
+    """Turns errors about the content of a file into ``UnreadableFile``; ``problem`` begins its message."""
+    return content_errors(lambda reason: UnreadableFile(f"{problem}: {reason}"))
 
 
 @dataclass(frozen=True)
@@ -101,10 +99,39 @@ def _kind_of_time(source: Source) -> str:
     return "plain numbers" if source.time_unit is None else "times since 1970"
 
 
-def open_file(url: str, compressed: bool) -> IO[bytes]:
+@contextlib.contextmanager
+def open_file(url: str, compressed: bool) -> Iterator[IO[bytes]]:
     """A file to read, decompressed if it is inside gzip."""
     filesystem, path = storage.filesystem_and_path(url)
-    return filesystem.open(path, "rb", compression="gzip" if compressed else None)
+    with filesystem.open(path, "rb") as file:
+        if not compressed:
+            yield file
+            return
+        limit = max(_MOST_TEXT_IN_GZIP * filesystem.size(path), _ALWAYS_ALLOWED)
+        with gzip.open(file) as text, _AtMost(text, limit) as bounded:
+            yield cast(IO[bytes], bounded)
+
+
+class _AtMost(io.RawIOBase):
+    """A stream that ends in ``UnreadableFile`` where it gets longer than allowed: a small file must not fill
+    memory or disk."""
+
+    def __init__(self, stream: gzip.GzipFile, limit: int):
+        self._stream = stream
+        self._left = limit
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(self._left + 1 if size < 0 else size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise UnreadableFile(
+                f"its text is more than {_MOST_TEXT_IN_GZIP} times as long as its gzip file; "
+                "if that is right, give the text itself"
+            )
+        return data
 
 
 def sources_of(dataset: HistoryDataset) -> list[Source]:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recgpt import storage
-from recgpt.data.arrow import combine, string_bytes
+from recgpt.data.arrow import column_problem, combine, content_errors, damaged, string_bytes
 from recgpt.data.hashing import stable_hash
 from recgpt.errors import UserError
 from recgpt.schema import COUNT, ITEM_ID, ITEM_INDEX, VOCABULARY_FILE
@@ -64,8 +64,8 @@ class Vocabulary:
         indices = np.asarray(item_indices).astype(np.int64)
         return self.item_ids.take(pa.array(indices - 1, mask=indices == 0))
 
-    def save(self, dataset_url: str) -> None:
-        """Write the vocabulary file of a dataset folder."""
+    def save(self, dataset_url: str) -> str:
+        """Write the vocabulary file of a dataset folder; returns its SHA-256."""
         table = pa.table(
             {
                 ITEM_ID: self.item_ids,
@@ -75,35 +75,42 @@ class Vocabulary:
         )
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        storage.write_bytes(storage.join(dataset_url, VOCABULARY_FILE), sink.getvalue().to_pybytes())
+        data = sink.getvalue().to_pybytes()
+        storage.write_bytes(storage.join(dataset_url, VOCABULARY_FILE), data)
+        return storage.checksum_of(data)
 
     @classmethod
-    def load(cls, dataset_url: str) -> "Vocabulary":
+    def load(cls, dataset_url: str, sha256: str | None = None) -> "Vocabulary":
         """Read the vocabulary file of a dataset folder.
 
+        ``sha256``: what its checksum must be; None for any.
         Raises ``UserError`` if it is missing or damaged.
         """
-        table = _read(dataset_url, [ITEM_ID, COUNT])
-        return cls(combine(table[ITEM_ID]), _counts(table))
+        table = _read(dataset_url, [ITEM_ID, COUNT], sha256)
+        return cls(combine(table[ITEM_ID]), table[COUNT].to_numpy())
 
     @staticmethod
-    def load_counts(dataset_url: str) -> npt.NDArray[np.int64]:
+    def load_counts(dataset_url: str, sha256: str | None = None) -> npt.NDArray[np.int64]:
         """The counts alone, [num_items]. Raises ``UserError`` as ``load``."""
-        return _counts(_read(dataset_url, [COUNT]))
+        return _read(dataset_url, [COUNT], sha256)[COUNT].to_numpy()
 
 
-def _read(dataset_url: str, columns: list[str]) -> pa.Table:
+def _read(dataset_url: str, columns: list[str], sha256: str | None) -> pa.Table:
     url = storage.join(dataset_url, VOCABULARY_FILE)
+    broken = damaged(url, "run `recgpt prepare` again")
     try:
-        return pq.read_table(pa.BufferReader(storage.read_bytes(url)), columns=columns)
+        data = storage.read_bytes(url)
     except FileNotFoundError:
         raise UserError(f"{url}: no such file; run `recgpt prepare` again") from None
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{url}: damaged ({error}); run `recgpt prepare` again") from None
-
-
-def _counts(table: pa.Table) -> npt.NDArray[np.int64]:
-    return table[COUNT].to_numpy().astype(np.int64, copy=False)
+    if sha256 is not None and storage.checksum_of(data) != sha256:
+        raise broken("its SHA-256 is not the manifest's")
+    with content_errors(broken):
+        file = pq.ParquetFile(pa.BufferReader(data))
+        table = file.read(columns)
+    types = {ITEM_ID: (pa.int64(), pa.string()), COUNT: (pa.int64(),)}
+    if problem := column_problem(table, {name: types[name] for name in columns}):
+        raise broken(problem)
+    return table
 
 
 def vocabulary_order(item_ids: pa.Array) -> pa.Array:

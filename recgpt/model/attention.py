@@ -11,7 +11,6 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 
 
 def offsets_of_lengths(length_B: Tensor) -> Tensor:
@@ -156,10 +155,13 @@ def attend_by_length(qkv_T3HK: Tensor, layout: Layout) -> Tensor:
 
 def attend_packed(qkv_T3HK: Tensor, layout: Layout) -> Tensor:
     """The same by one kernel that takes histories as they lie; see ``_kernel_for_packed_takes``."""
+    # Loads torch's compiler: 70 MiB and most of a second, which a process without a GPU can do without.
+    from torch.nn.attention import varlen
+
     query_THK, key_THK, value_THK = qkv_T3HK.unbind(1)
     offsets, longest = layout.offsets.int(), layout.longest
     window = (-1, 0)  # a token sees all before it and none after
-    attended_THK = varlen_attn(
+    attended_THK = varlen.varlen_attn(
         query_THK, key_THK, value_THK, offsets, offsets, longest, longest, window_size=window
     )
     return cast(Tensor, attended_THK)

@@ -9,11 +9,13 @@ the users that it knows.
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
+from typing import Annotated, Any, TypeAlias
 
 import safetensors.torch
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -31,17 +33,21 @@ GPT_FILE = "gpt.safetensors"
 USERS_FILE = "users.safetensors"
 ITEM_TABLE = "item_table"
 USER_TABLE = "user_table"
+CHECKSUMS = "sha256"
+
+ReadTensors: TypeAlias = Callable[[str, str, dict[str, Any]], dict[str, Tensor]]
 
 # BLAS sums in another order where rows lie differently with respect to 64 bytes: a table that is read from
 # its n-th row on begins at a multiple of this in memory, and so gives the same scores as a whole one.
 _ALIGNED_ROWS = 16
+_VALUES_CHECKED_AT_ONCE = 2**20
 
 
 @dataclass
 class ModelInfo:
     """What a model knows of itself."""
 
-    num_items: int
+    num_items: Annotated[int, Field(ge=0, lt=2**31)]
     vocabulary_fingerprint: str
     model: ModelSettings
     split: SplitSettings  # how its training split was made: evaluation uses the same
@@ -66,7 +72,14 @@ def save_model(
         user_table: their vectors, in pieces like the item table; row 0 is that of unknown users.
     """
     assert (known_users is not None) == (info.model.user.kind == "table")
-    storage.write_bytes(storage.join(url, GPT_FILE), safetensors.torch.save(gpt))
+    sums: dict[str, str] = {}
+
+    def write(file: str, tensors: dict[str, Tensor]) -> None:
+        data = safetensors.torch.save(tensors)
+        storage.write_bytes(storage.join(url, file), data)
+        sums[file] = storage.checksum_of(data)
+
+    write(GPT_FILE, gpt)
     description = {
         "schema_version": MODEL_SCHEMA_VERSION,
         "num_items": info.num_items,
@@ -75,23 +88,23 @@ def save_model(
         "model": to_dict(info.model),
         "split": to_dict(info.split),
         "recall": to_dict(info.recall),
-        ITEM_TABLE: _save_table(url, ITEM_TABLE, item_table, info.num_items + 1),
+        ITEM_TABLE: _save_table(write, ITEM_TABLE, item_table, info.num_items + 1),
     }
     if known_users is not None:
-        data = safetensors.torch.save({"hashes": known_users.hashes})
-        storage.write_bytes(storage.join(url, USERS_FILE), data)
-        description[USER_TABLE] = _save_table(url, USER_TABLE, user_table, known_users.num_rows)
-    storage.write_json(storage.join(url, INFO_FILE), description)
+        write(USERS_FILE, {"hashes": known_users.hashes})
+        description[USER_TABLE] = _save_table(write, USER_TABLE, user_table, known_users.num_rows)
+    storage.write_json(storage.join(url, INFO_FILE), {**description, CHECKSUMS: sums})
 
 
-def _save_table(url: str, name: str, pieces: Iterable[Tensor], num_rows: int) -> list[dict[str, Any]]:
+def _save_table(
+    write: Callable[[str, dict[str, Tensor]], None], name: str, pieces: Iterable[Tensor], num_rows: int
+) -> list[dict[str, Any]]:
     """Write each piece as a file; returns their entries in ``model.json``."""
     entries = []
     first = 0
     for index, rows_ND in enumerate(pieces):
         file = f"{name}-{index:05d}.safetensors"
-        data = safetensors.torch.save({"rows": rows_ND.contiguous()})
-        storage.write_bytes(storage.join(url, file), data)
+        write(file, {"rows": rows_ND.contiguous()})
         entries.append({"file": file, "first_row": first, "rows": len(rows_ND)})
         first += len(rows_ND)
     assert first == num_rows, f"{name} has {first} rows, expected {num_rows}"
@@ -112,17 +125,25 @@ def find_model(url: str) -> str:
 
 def read_info(url: str) -> ModelInfo:
     """The description of an exported model, without its weights. Raises ``UserError`` as ``load_model``."""
-    where = storage.join(url, INFO_FILE)
-    return _read_info(storage.read_json(where), where)
+    return _info(_read_description(url), storage.join(url, INFO_FILE))
 
 
 def model_fingerprint(url: str) -> str:
-    """SHA-256, in hexadecimal, over the names and contents of an exported model's files."""
-    description = storage.read_json(storage.join(url, INFO_FILE))
-    files = [INFO_FILE, GPT_FILE, *(entry["file"] for entry in description[ITEM_TABLE])]
+    """SHA-256, in hexadecimal, over the names and contents of an exported model's files.
+
+    Raises ``UserError`` if one is missing, or not the one that was written.
+    """
+    description = _read_description(url)
+    files = [INFO_FILE, GPT_FILE, *(entry["file"] for entry in _table_files(url, description, ITEM_TABLE))]
     if USER_TABLE in description:
-        files += [USERS_FILE, *(entry["file"] for entry in description[USER_TABLE])]
-    lines = [f"{storage.checksum(storage.join(url, file))}  {file}\n" for file in files]
+        files += [USERS_FILE, *(entry["file"] for entry in _table_files(url, description, USER_TABLE))]
+    lines = []
+    for file in files:
+        with _as_user_error(storage.join(url, file)):
+            checksum = storage.checksum(storage.join(url, file))
+        if file != INFO_FILE:
+            _check_sum(url, description, file, checksum)
+        lines.append(f"{checksum}  {file}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -140,8 +161,10 @@ def load_model(url: str) -> tuple[ModelInfo, GPT, Tensor]:
 def load_without_items(url: str) -> tuple[ModelInfo, GPT]:
     """The same without the item table, which ``open_item_table`` reads. Raises ``UserError`` alike."""
     info = read_info(url)
+    weights = _read_tensors(url, GPT_FILE, _read_description(url))
+    _check_weights(url, weights, info.model)
     gpt = GPT(info.model)
-    load_gpt(url, gpt)
+    gpt.load_state_dict(weights)
     if info.model.user.kind == "table":
         gpt.known_users = read_known_users(url)
         num_rows = gpt.known_users.num_rows
@@ -152,7 +175,8 @@ def load_without_items(url: str) -> tuple[ModelInfo, GPT]:
 def open_item_table(url: str, info: ModelInfo, first: int, end: int) -> RowRanges:
     """Rows ``first`` to ``end`` (exclusive, not empty) of the item table, float32.
 
-    Local files are mapped into memory and not read: processes on one machine share what they use of them.
+    Local files are mapped into memory and not read: processes on one machine share what they use of them. So
+    their checksums are not looked at; ``model_fingerprint`` has done so, once for all processes of a job.
     Others are read, those alone that hold such rows. Raises ``UserError`` as ``load_model``.
     """
     num_rows = info.num_items + 1
@@ -166,7 +190,9 @@ def open_item_table(url: str, info: ModelInfo, first: int, end: int) -> RowRange
 
 def check_finite(url: str, tensors: Iterable[Tensor]) -> None:
     """Raises ``UserError`` if some of the model's tensors hold values that are not finite numbers."""
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+    # In slices: looked at whole, a tensor would take its own memory again and more.
+    slices = (some for tensor in tensors for some in tensor.flatten().split(_VALUES_CHECKED_AT_ONCE))
+    if not all(bool(torch.isfinite(some).all()) for some in slices):
         raise UserError(
             f"{url}: the model holds values that are not finite; its training diverged, train again"
         )
@@ -174,15 +200,40 @@ def check_finite(url: str, tensors: Iterable[Tensor]) -> None:
 
 def load_gpt(url: str, gpt: GPT) -> None:
     """Load the weights of an exported GPT into ``gpt``. Raises ``UserError`` as ``load_model``."""
+    weights = _read_tensors(url, GPT_FILE, _read_description(url))
+    _check_same_shapes(url, weights, gpt.state_dict())
+    gpt.load_state_dict(weights)
+
+
+def _check_weights(url: str, weights: dict[str, Tensor], settings: ModelSettings) -> None:
+    """Raises ``UserError`` if a GPT of these settings has other weights; none is made to find that out."""
     try:
-        gpt.load_state_dict(_read_tensors(storage.join(url, GPT_FILE)))
-    except RuntimeError as error:
+        assert settings.layers <= len(weights), "more layers than weights"
+        with torch.device("meta"):
+            expected = GPT(settings).state_dict()
+    except (AssertionError, RuntimeError, OverflowError, TypeError) as error:
         raise UserError(f"{url}: the GPT weights do not fit model.json: {_one_line(error)}") from None
+    _check_same_shapes(url, weights, expected)
+
+
+def _check_same_shapes(url: str, weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name in sorted({*weights, *expected}):
+        here, there = (
+            f"{some[name].dtype} {list(some[name].shape)}" if name in some else "absent"
+            for some in (weights, expected)
+        )
+        if here != there:
+            problem = f"{name} is {here}, not {there}"
+            raise UserError(f"{url}: the GPT weights do not fit model.json: {problem}")
 
 
 def read_known_users(url: str) -> KnownUsers:
     """The users of an exported model of user kind `table`. Raises ``UserError`` as ``load_model``."""
-    return KnownUsers(_read_tensors(storage.join(url, USERS_FILE))["hashes"])
+    tensors = _read_tensors(url, USERS_FILE, _read_description(url))
+    hashes = tensors.get("hashes", torch.empty(0))
+    if hashes.dtype != torch.int64 or hashes.dim() != 1 or not bool((hashes[:-1] < hashes[1:]).all()):
+        raise UserError(f"{url}/{USERS_FILE}: holds no ascending hashes; export again")
+    return KnownUsers(hashes)
 
 
 def table_pieces(
@@ -191,28 +242,29 @@ def table_pieces(
     num_rows: int,
     first: int,
     end: int,
-    read: Callable[[str], dict[str, Tensor]] = lambda url: _read_tensors(url),
+    read: ReadTensors = lambda url, file, description: _read_tensors(url, file, description),
 ) -> Iterator[tuple[int, Tensor]]:
     """Rows ``first`` to ``end`` (exclusive) of an exported table, file by file: other files are not read.
 
     Args:
         num_rows: that the whole table must have.
-        read: gives the tensors of a file.
+        read: gives the tensors of a file of the folder, which ``model.json`` describes.
 
     Yields the first row of each piece, counted in the whole table, and the piece, float32 [rows, D].
     Raises ``UserError`` as ``load_model``.
     """
-    description = storage.read_json(storage.join(url, INFO_FILE))
-    width, files = description["model"]["width"], description[name]
+    description = _read_description(url)
+    width = _info(description, storage.join(url, INFO_FILE)).model.width
+    files = _table_files(url, description, name)
     total = sum(entry["rows"] for entry in files)
     if total != num_rows:
         raise UserError(f"{url}: {name} has {total} rows, model.json says {num_rows}; export again")
     for entry, start, stop in files_with_rows(files, first, end):
-        rows_ND = read(storage.join(url, entry["file"]))["rows"]
-        if rows_ND.shape != (entry["rows"], width):
+        rows_ND = read(url, entry["file"], description).get("rows", torch.empty(0))
+        if rows_ND.shape != (entry["rows"], width) or rows_ND.dtype != torch.float32:
             raise UserError(
                 f"{url}/{entry['file']}: its rows {list(rows_ND.shape)} are not the "
-                f"{entry['rows']} x {width} that model.json describes; export again"
+                f"{entry['rows']} x {width} float32 that model.json describes; export again"
             )
         yield start, rows_ND[start - entry["first_row"] : stop - entry["first_row"]]
 
@@ -239,39 +291,68 @@ def _load_table(url: str, name: str, num_rows: int, width: int, first: int, end:
     return table_RD
 
 
-def _read_info(description: Any, where: str) -> ModelInfo:
+def _read_description(url: str) -> dict[str, Any]:
+    """What ``model.json`` holds, if it is of this schema version; else raises ``UserError``."""
+    where = storage.join(url, INFO_FILE)
+    description = storage.read_json(where)
     version = description.get("schema_version") if isinstance(description, dict) else None
     if version != MODEL_SCHEMA_VERSION:
         raise UserError(
             f"{where}: model schema version {version}, this RecGPT reads {MODEL_SCHEMA_VERSION}; export again"
         )
-    try:
-        return ModelInfo(
-            num_items=int(description["num_items"]),
-            vocabulary_fingerprint=str(description["vocabulary_fingerprint"]),
-            dataset_fingerprint=str(description["dataset_fingerprint"]),
-            model=from_dict(ModelSettings, description["model"], where),
-            split=from_dict(SplitSettings, description["split"], where),
-            recall=from_dict(RecallSettings, description["recall"], where),
-        )
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{where}: damaged model description ({error!r})") from None
+    return description
 
 
-def _read_tensors(url: str) -> dict[str, Tensor]:
-    with _as_user_error(url):
-        return safetensors.torch.load(storage.read_bytes(url))
+def _info(description: dict[str, Any], where: str) -> ModelInfo:
+    names = [field.name for field in fields(ModelInfo)]
+    return from_dict(ModelInfo, {name: description[name] for name in names if name in description}, where)
 
 
-def _map_tensors(url: str) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class _TableFile:
+    """A file of a table, as ``model.json`` names it."""
+
+    file: str
+    first_row: Annotated[int, Field(ge=0, lt=2**63)]
+    rows: Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _table_files(url: str, description: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The entries of a table's files. Raises ``UserError`` if they are not consecutive ranges of rows."""
+    where = storage.join(url, INFO_FILE)
+    files = from_dict(list[_TableFile], description.get(name), f"{where}: {name}")
+    if [file.first_row for file in files] != [0, *accumulate(file.rows for file in files)][:-1]:
+        raise UserError(f"{where}: damaged, {name} does not name consecutive rows; export again")
+    for file in files:
+        storage.join_inside(url, file.file, where)
+    return [asdict(file) for file in files]
+
+
+def _check_sum(url: str, description: dict[str, Any], file: str, checksum: str) -> None:
+    """Raises ``UserError`` if a file is not the one that was written, as far as ``model.json`` says which."""
+    sums = description.get(CHECKSUMS)  # absent in models of older releases
+    if sums is not None and (not isinstance(sums, dict) or sums.get(file) != checksum):
+        raise UserError(f"{url}/{file}: not the file that was written (its SHA-256 differs); export again")
+
+
+def _read_tensors(url: str, file: str, description: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a file of a model, if it is the one that was written."""
+    where = storage.join(url, file)
+    with _as_user_error(where):
+        data = storage.read_bytes(where)
+        _check_sum(url, description, file, storage.checksum_of(data))
+        return safetensors.torch.load(data)
+
+
+def _map_tensors(url: str, file: str, _description: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors of a local file, memory-mapped."""
-    path = url.removeprefix("file://")
-    with _as_user_error(url):
+    path = storage.join(url, file).removeprefix("file://")
+    with _as_user_error(path):
         # Python's own errors name the file and the reason; those of safetensors do not.
         with open(path, "rb"):
             pass
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with safe_open(path, "pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
 
 
 @contextlib.contextmanager
@@ -280,7 +361,7 @@ def _as_user_error(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{url}: no such file; the model is not complete") from None
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{url}: not a readable safetensors file ({_one_line(error)})") from None
 
 

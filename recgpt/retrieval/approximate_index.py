@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from recgpt import storage
@@ -26,6 +26,7 @@ from recgpt.retrieval.index import FIRST_ITEM, Exclusions, Index, rescore
 from recgpt.schema import INDEX_SCHEMA_VERSION, MANIFEST_FILE, PADDING_INDEX
 
 Kind: TypeAlias = Literal["ivf", "hnsw"]
+Number: TypeAlias = Annotated[int, Field(gt=0, lt=2**31)]
 INDEX_FILE = "index.faiss"
 
 
@@ -35,18 +36,18 @@ class IndexManifest:
 
     schema_version: int
     kind: Kind
-    parameters: dict[str, int]
+    parameters: dict[str, Number]
     """It was built with: ``lists`` (ivf), or ``neighbors`` and ``build_breadth`` (hnsw)."""
-    effort: int
+    effort: Number
     """It is searched with: lists that are looked into (ivf), or breadth of the search (hnsw)."""
-    recall_at: int
+    recall_at: Number
     recall: float
     """The share of each list of the ``recall_at`` best that it finds, on average."""
-    recall_users: int
+    recall_users: Number
     """Users whose interest vectors it was measured on."""
     speed_up: float
     """Time of the exact index over that of this one, on the same vectors."""
-    num_items: int
+    num_items: Number
     model_fingerprint: str
     """SHA-256 over the files of the exported model whose items it holds."""
     sha256: str
@@ -203,6 +204,12 @@ class StoredIndex:
             if storage.checksum(path) != self.manifest.sha256:
                 raise UserError(f"{file}: not the file that its manifest describes; run `recgpt index` again")
             found = faiss.read_index(path)
+        expected = faiss.IndexHNSW if self.manifest.kind == "hnsw" else faiss.IndexIVF
+        if not isinstance(found, expected) or found.ntotal != self.manifest.num_items:
+            raise UserError(
+                f"{file}: holds {type(found).__name__} of {found.ntotal} items, its manifest says "
+                f"{self.manifest.kind} of {self.manifest.num_items}; run `recgpt index` again"
+            )
         return ApproximateIndex(found, self.manifest.kind, self.manifest.effort, exact, allowed)
 
 

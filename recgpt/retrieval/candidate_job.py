@@ -25,6 +25,7 @@ from recgpt.retrieval.candidates import (
     finish,
     load_manifest,
     read_manifest,
+    read_part,
 )
 from recgpt.schema import CANDIDATES_MANIFEST_FILE, SUCCESS_FILE
 
@@ -198,13 +199,14 @@ def _read_receipt(url: str, job: CandidateJob) -> CandidateFile | None:
 
 
 def _proven(folder: str, files: list[CandidateFile]) -> list[CandidateFile]:
-    """Those of the files that are there with the right checksum."""
+    """Those of the files that are there and hold what is said of them."""
 
     def is_whole(file: CandidateFile) -> bool:
         try:
-            return storage.checksum(storage.join(folder, file.path)) == file.sha256
-        except FileNotFoundError:
+            read_part(folder, file)
+        except UserError:
             return False
+        return True
 
     with (
         ThreadPoolExecutor(_READERS) as readers,

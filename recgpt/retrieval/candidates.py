@@ -6,15 +6,17 @@ It can be read as a plain Parquet folder: readers skip names that begin with an 
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from recgpt import storage
 from recgpt.config import RecallSettings
-from recgpt.data.arrow import list_arrays, make_lists, offsets_of
+from recgpt.data.arrow import column_problem, content_errors, damaged, list_arrays, make_lists, offsets_of
+from recgpt.data.dataset import Count
 from recgpt.data.vocabulary import Vocabulary
 from recgpt.errors import UserError
 from recgpt.retrieval.autoregressive import Recalled
@@ -31,7 +33,15 @@ from recgpt.schema import (
     USER_ID,
 )
 
+ListLength = Annotated[int, Field(gt=0, lt=2**31)]
+
 _AGAIN = "run `recgpt generate` again with --overwrite"
+_COLUMNS = {
+    USER_ID: (pa.int64(), pa.string()),
+    ITEM_IDS: (pa.list_(pa.int64()), pa.list_(pa.string())),
+    SCORES: (pa.list_(pa.float32()),),
+    STEPS: (pa.list_(pa.int8()),),
+}
 
 
 @dataclass(frozen=True)
@@ -40,12 +50,12 @@ class CandidateFile:
 
     path: str
     """Inside the candidates folder."""
-    rows: int
+    rows: Count
     """Users in the file."""
-    candidates: int
+    candidates: Count
     """Items over all its users."""
     sha256: str
-    by_popularity: int = 0
+    by_popularity: Count = 0
     """Users without a history, who got the most popular items."""
 
 
@@ -94,20 +104,20 @@ class CandidatesManifest:
     """What ``recgpt generate`` says about the candidates it wrote."""
 
     schema_version: int
-    num_users: int
-    num_candidates: int
+    num_users: Count
+    num_candidates: Count
     """Items over all users; less than num_users * k where a user has too few items left."""
-    k: int
-    quotas: list[int]
+    k: ListLength
+    quotas: list[ListLength]
     keep_seen: bool
     made_from: MadeFrom
     files: list[CandidateFile]
-    num_by_popularity: int = 0
+    num_by_popularity: Count = 0
     """Users without a history, who got the most popular items."""
     continuation: str = "best"
     """What each recall step went on from (see ``RecallSettings``)."""
     asked_for: AskedFor = AskedFor()
-    num_allowed_items: int | None = None
+    num_allowed_items: Count | None = None
     """Items that could be candidates; None: all of the dataset."""
     job: str = ""
     """Fingerprint of the job that made them (see ``CandidateJob``)."""
@@ -115,6 +125,11 @@ class CandidatesManifest:
 
 def part_name(part: int) -> str:
     return f"part-{part:05d}.parquet"
+
+
+def part_order(name: str) -> tuple[int, str]:
+    """Sorts names of parts by their numbers, those with more than five digits too: they are longer."""
+    return len(name), name
 
 
 def candidates_table(user_ids: pa.ChunkedArray, recalled: Recalled, vocabulary: Vocabulary) -> pa.Table:
@@ -141,11 +156,15 @@ def write_part(folder: str, part: int, table: pa.Table) -> CandidateFile:
     data = sink.getvalue().to_pybytes()
     name = part_name(part)
     storage.write_bytes(storage.join(folder, name), data)
+    return _description(name, table, storage.checksum_of(data))
+
+
+def _description(name: str, table: pa.Table, sha256: str) -> CandidateFile:
     steps, offsets = list_arrays(table[STEPS])
     by_popularity = len(
         np.unique(np.repeat(np.arange(len(table)), np.diff(offsets))[steps == POPULARITY_STEP])
     )
-    return CandidateFile(name, len(table), len(steps), storage.checksum_of(data), by_popularity)
+    return CandidateFile(name, len(table), len(steps), sha256, by_popularity)
 
 
 def manifest_of(
@@ -160,7 +179,7 @@ def manifest_of(
         quotas=list(recall.quotas),
         keep_seen=recall.keep_seen,
         made_from=made_from,
-        files=sorted(files, key=lambda file: file.path),
+        files=sorted(files, key=lambda file: part_order(file.path)),
         num_by_popularity=sum(file.by_popularity for file in files),
         continuation=recall.continuation,
     )
@@ -198,10 +217,28 @@ def load_manifest(url: str) -> CandidatesManifest:
             f"{CANDIDATES_SCHEMA_VERSION}; {_AGAIN}"
         )
     try:
-        return TypeAdapter(CandidatesManifest).validate_python(values)
+        manifest = TypeAdapter(CandidatesManifest).validate_python(values)
     except ValidationError as error:
         problem = error.errors()[0]
         raise UserError(f"{where}: damaged, {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+    if contradiction := _contradiction(manifest):
+        raise UserError(f"{where}: damaged, {contradiction}; {_AGAIN}")
+    return manifest
+
+
+def _contradiction(manifest: CandidatesManifest) -> str | None:
+    """Where a manifest says two things that cannot both be."""
+    files = manifest.files
+    for name, said, found in (
+        ("k", manifest.k, sum(manifest.quotas)),
+        ("num_users", manifest.num_users, sum(file.rows for file in files)),
+        ("num_candidates", manifest.num_candidates, sum(file.candidates for file in files)),
+        ("num_by_popularity", manifest.num_by_popularity, sum(file.by_popularity for file in files)),
+        ("files", len(files), len({file.path for file in files})),
+    ):
+        if said != found:
+            return f"{name} is {said}, what it says further makes {found}"
+    return None
 
 
 def find_strangers(url: str, manifest: CandidatesManifest) -> list[str]:
@@ -224,14 +261,23 @@ def read_candidates(url: str) -> Iterator[pa.Table]:
 
 def read_part(url: str, file: CandidateFile) -> pa.Table:
     """One part file. Raises ``UserError`` if it is missing or is not the one that was written."""
-    where = storage.join(url, file.path)
+    where = storage.join_inside(url, file.path, storage.join(url, CANDIDATES_MANIFEST_FILE))
     try:
         data = storage.read_bytes(where)
     except FileNotFoundError:
         raise UserError(f"{where}: the manifest names this file but it is missing; {_AGAIN}") from None
     if storage.checksum_of(data) != file.sha256:
         raise UserError(f"{where}: not the file that was written (its SHA-256 differs); {_AGAIN}")
-    table = pq.read_table(pa.BufferReader(data))
-    if table.num_rows != file.rows:
-        raise UserError(f"{where}: holds {table.num_rows} users, the manifest says {file.rows}; {_AGAIN}")
+    with content_errors(damaged(where, _AGAIN)):
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
+    if problem := column_problem(table, _COLUMNS) or _uneven(table):
+        raise damaged(where, _AGAIN)(problem)
+    found = _description(file.path, table, file.sha256)
+    if found != file:
+        raise UserError(f"{where}: holds {found.rows} users, the manifest says {file.rows}; {_AGAIN}")
     return table
+
+
+def _uneven(table: pa.Table) -> str | None:
+    lengths = [np.diff(list_arrays(table[name])[1]).tolist() for name in (ITEM_IDS, SCORES, STEPS)]
+    return None if lengths[0] == lengths[1] == lengths[2] else "its lists differ in length"

@@ -76,9 +76,10 @@ def _since_dataset(dataset: HistoryDataset, older: HistoryDataset) -> RowFilter:
         table = dataset.read_row_group(dataset.row_groups[part], [USER_ID, ITEM_INDICES])
         least, greatest = bounds[part]
         overlap = np.flatnonzero((older_bounds[:, 0] <= greatest) & (least <= older_bounds[:, 1]))
-        if not len(overlap):
-            return np.ones(len(table), np.bool_)
-        return differing(table, pa.concat_tables([older_histories(int(number)) for number in overlap]))
+        result = np.ones(len(table), np.bool_)
+        for number in overlap.tolist():  # one at a time: there may be any number of them
+            result &= differing(table, older_histories(number))
+        return result
 
     return changed
 

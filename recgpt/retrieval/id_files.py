@@ -7,12 +7,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recgpt import storage
-from recgpt.data.arrow import combine
+from recgpt.data.arrow import combine, content_errors
+from recgpt.data.sources import CANONICAL_INTEGER
 from recgpt.data.vocabulary import Vocabulary
 from recgpt.errors import UserError
 from recgpt.schema import ITEM_ID
 
 _PARQUET_MAGIC = b"PAR1"
+_KINDS_OF_IDS = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
 
 
 def read_ids(path: str, column: str, id_type: pa.DataType, option: str) -> pa.Array:
@@ -29,8 +31,16 @@ def read_ids(path: str, column: str, id_type: pa.DataType, option: str) -> pa.Ar
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; {option} takes one text or Parquet file") from None
     ids = _parquet_ids(path, data, column) if data.startswith(_PARQUET_MAGIC) else _text_ids(path, data)
+    # Whole numbers come as floats from programs that have no integers with nulls.
+    whole = pa.types.is_floating(ids.type) and pa.types.is_integer(id_type)
+    if not whole and not any(is_kind(ids.type) for is_kind in _KINDS_OF_IDS):
+        raise UserError(f"{path}: column {column} is {ids.type}; ids must be integers or strings")
     if not len(ids):
         raise UserError(f"{path}: names no {kind}; leave {option} out to do without a list")
+    if pa.types.is_integer(id_type) and pa.types.is_string(ids.type):
+        others = ids.filter(pc.invert(pc.match_substring_regex(ids, CANONICAL_INTEGER)))
+        if len(others):
+            raise UserError(f"{path}: the dataset's {kind} ids are {id_type}: {others[0].as_py()!r} is none")
     try:
         return pc.unique(ids.cast(id_type))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -51,13 +61,16 @@ def _text_ids(path: str, data: bytes) -> pa.Array:
 
 
 def _parquet_ids(path: str, data: bytes, column: str) -> pa.Array:
-    try:
+    with content_errors(lambda reason: UserError(f"{path}: not a readable Parquet file ({reason})")):
         file = pq.ParquetFile(pa.BufferReader(data))
-        if column not in file.schema_arrow.names:
-            raise UserError(f"{path}: no column {column}; it has {', '.join(file.schema_arrow.names)}")
+        names = file.schema_arrow.names
+        if names.count(column) != 1:
+            count = names.count(column) or "no"
+            raise UserError(f"{path}: {count} column {column}; it has {', '.join(names)}")
         ids = combine(file.read([column])[column])
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from None
+        if pa.types.is_dictionary(ids.type):
+            ids = ids.dictionary_decode()
+        ids.validate(full=True)
     if ids.null_count:
         raise UserError(f"{path}: {ids.null_count} rows have no {column}; remove them")
     return ids

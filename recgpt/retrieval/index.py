@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recgpt.errors import UserError
 from recgpt.model.losses import blocks
 from recgpt.model.row_ranges import Rows
 from recgpt.model.scoring import ExcludedPairs, score_blocks
@@ -71,6 +72,7 @@ class Index(Protocol):
         Of equal scores the lower item index comes first. Exclusions apply before the best are taken, so
         that lists are full as long as enough items remain; where they are not, the rest has item index 0
         and score -inf. An index that is not exact may miss items, but none of these rules.
+        Raises ``UserError`` if scores are not finite: such lists would be wrong, or short, in silence.
         """
         ...
 
@@ -144,7 +146,25 @@ class ExactIndex:
                 best_score_BK, best_row_BK = _merged(
                     best_score_BK, best_row_BK, user_C, column_C + first, score_C
                 )
+        self._check_full(best_score_BK, excluded)
         return best_score_BK, best_row_BK if self.item_of_row is None else self.item_of_row[best_row_BK]
+
+    def _check_full(self, best_score_BK: Tensor, excluded: ExcludedPairs) -> None:
+        """What is left of the items without a score of -inf must be in the lists, or fill them."""
+        num_users, k = best_score_BK.shape
+        num_items = len(self.searched_RD) - FIRST_ITEM - sum(map(len, self.blocked_columns))
+        # Repeats and items that are blocked anyway count as well, so that at least so many are left.
+        least_left_B = num_items - torch.bincount(excluded.token_P, minlength=num_users)
+        found_B = (best_score_BK > -torch.inf).sum(1)
+        if (found_B < least_left_B.clamp(max=k)).any():
+            raise scores_not_finite()
+
+
+def scores_not_finite() -> UserError:
+    return UserError(
+        "the model gives scores that are not finite numbers: it is damaged, or its training diverged; "
+        "train again"
+    )
 
 
 def few_allowed(allowed: Tensor, num_rows: int) -> bool:
@@ -161,9 +181,11 @@ def rescore(interest_BD: Tensor, vector_BCD: Tensor, item_BC: Tensor, k: int) ->
     """The best ``k`` of C candidates, scored by their vectors: scores [B, K] and items int64 [B, K].
 
     In the order that ``Index.search`` promises, whatever the order of the candidates; candidates with item
-    index 0 are none.
+    index 0 are none. Raises ``UserError`` if scores are not finite.
     """
     score_BC = torch.einsum("bd,bcd->bc", interest_BD, vector_BCD)
+    if not (score_BC.isfinite() | (item_BC == PADDING_INDEX)).all():
+        raise scores_not_finite()
     score_BC.masked_fill_(item_BC == PADDING_INDEX, -torch.inf)
     return best_of_lists(score_BC, item_BC, k)
 
@@ -179,9 +201,12 @@ def _above(last_B1: Tensor, score_BN: Tensor, k: int) -> tuple[Tensor, Tensor, T
     """The scores above each row's ``last_B1``: row and column (int64 [C], ascending) and score [C].
 
     N is a multiple of GROUP. Of a block full of them, some are left out that ``k`` others surpass.
+    Raises ``UserError`` for scores that are +inf, or no number.
     """
     grouped_BGX = score_BN.unflatten(1, (-1, GROUP))
     highest_BG = grouped_BGX.amax(2)
+    if not (highest_BG < torch.inf).all():  # which a NaN in a group makes false, too
+        raise scores_not_finite()
     hit_BG = highest_BG > last_B1
     hit_H2 = hit_BG.nonzero()
     if 2 * len(hit_H2) > hit_BG.numel():  # as in the first block

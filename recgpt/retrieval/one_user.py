@@ -10,11 +10,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from recgpt import storage
-from recgpt.data.arrow import combine
+from recgpt.data.arrow import combine, content_errors
 from recgpt.data.dataset import HistoryDataset
 from recgpt.data.times import UNITS
 from recgpt.errors import UserError
-from recgpt.retrieval.candidates import CandidatesManifest, part_name, read_part
+from recgpt.retrieval.candidates import CandidatesManifest, part_name, part_order, read_part
 from recgpt.retrieval.user_selection import find_user, one_id
 from recgpt.schema import ITEM_IDS, ITEM_INDICES, SCORES, STEPS, TIMESTAMPS, USER_ID
 
@@ -48,7 +48,8 @@ def read_user(url: str, manifest: CandidatesManifest, dataset: HistoryDataset, u
     if found is not None:
         parts = [part_name(found[0])]
     else:  # users that the dataset does not know come in parts of their own, after those of the row groups
-        parts = [file.path for file in manifest.files if file.path >= part_name(len(dataset.row_groups))]
+        first = part_order(part_name(len(dataset.row_groups)))
+        parts = [file.path for file in manifest.files if part_order(file.path) >= first]
     user = one_id(user_id, dataset)
     for file in manifest.files:
         if file.path not in parts:
@@ -96,7 +97,7 @@ def read_titles(path: str, item_column: str, title_column: str, ids: pa.Array) -
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; --items takes a CSV or Parquet file with titles") from None
     columns = [item_column, title_column]
-    try:
+    with content_errors(lambda reason: UserError(f"{path}: not a readable file of items ({reason})")):
         if data.startswith(_PARQUET_MAGIC):
             table = pq.read_table(pa.BufferReader(data), columns=columns)
         else:
@@ -104,17 +105,13 @@ def read_titles(path: str, item_column: str, title_column: str, ids: pa.Array) -
                 include_columns=columns, column_types={item_column: ids.type, title_column: pa.string()}
             )
             table = pa.csv.read_csv(pa.BufferReader(data), convert_options=types)
-        missing = [name for name in columns if name not in table.column_names]
-        if missing:
-            raise UserError(f"{path}: no column {missing[0]}; name it with --item-column or --title-column")
+        for name in columns:
+            if table.column_names.count(name) != 1:
+                count = table.column_names.count(name) or "no"
+                advice = "name it with --item-column or --title-column"
+                raise UserError(f"{path}: {count} column {name}; {advice}")
         items = table[item_column].cast(ids.type)
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise UserError(f"{path}: not a readable file of items ({' '.join(str(error).split())})") from None
-    chosen = table.filter(pc.is_in(items, value_set=ids))
-    return dict(
-        zip(
-            chosen[item_column].cast(ids.type).to_pylist(),
-            map(str, chosen[title_column].to_pylist()),
-            strict=True,
-        )
-    )
+        titles = pc.fill_null(table[title_column].cast(pa.string()), "")
+        titles.validate(full=True)
+    chosen = pc.is_in(items, value_set=ids)
+    return dict(zip(items.filter(chosen).to_pylist(), titles.filter(chosen).to_pylist(), strict=True))

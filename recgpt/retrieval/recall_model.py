@@ -35,7 +35,8 @@ def resolve_recall(
 ) -> RecallSettings:
     """The model's own recall settings with what the user wants otherwise.
 
-    ``k`` alone scales the model's own quotas; ``quotas`` alone set ``k`` to their sum.
+    ``k`` alone scales the model's own quotas; ``quotas`` alone set ``k`` to their sum. No step takes more
+    than all items: places that nothing can fill would only take memory.
     Raises ``UserError`` if the two contradict each other, are not positive, or do not fit the model.
     """
     if quotas is not None and (not quotas or min(quotas) < 1):
@@ -49,10 +50,9 @@ def resolve_recall(
         )
     if quotas is None:
         quotas = info.recall.quotas if k is None else scale_quotas(info.recall.quotas, k)
+    quotas = tuple(min(quota, info.num_items) for quota in quotas)
     check_steps_fit(info.model, len(quotas))
-    return replace(
-        info.recall, k=sum(quotas), quotas=tuple(quotas), keep_seen=keep_seen or info.recall.keep_seen
-    )
+    return replace(info.recall, k=sum(quotas), quotas=quotas, keep_seen=keep_seen or info.recall.keep_seen)
 
 
 def scale_quotas(quotas: Sequence[int], k: int) -> tuple[int, ...]:

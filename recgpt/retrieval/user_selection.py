@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recgpt import storage
-from recgpt.data.arrow import combine, make_lists
+from recgpt.data.arrow import combine, damaged, make_lists
 from recgpt.data.dataset import HistoryDataset, RowGroup
 from recgpt.data.hashing import stable_hash
 from recgpt.errors import UserError
@@ -133,27 +133,30 @@ class ListedUsers:
 def hash_bounds(dataset: HistoryDataset) -> npt.NDArray[np.int64]:
     """The least and the greatest user hash of each row group, [row groups, 2], from the ends of the files."""
 
-    def bounds_of(url: str) -> list[tuple[int, int]]:
-        filesystem, path = storage.filesystem_and_path(url)
-        try:
-            with filesystem.open(path, "rb") as file:
-                return _bounds(pq.read_metadata(file))
-        except FileNotFoundError:
-            raise UserError(f"{url}: no such file; run `recgpt prepare` again") from None
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{url}: damaged ({error}); run `recgpt prepare` again") from None
+    def bounds_of(path: str) -> list[tuple[int, int]]:
+        with dataset.open_part(path) as file:
+            bounds = _bounds(file.metadata)
+        if bounds is None:
+            url = storage.join(dataset.url, path)
+            raise damaged(url, "run `recgpt prepare` again")(f"it does not say the bounds of {USER_HASH}")
+        return bounds
 
     with ThreadPoolExecutor(_READERS) as readers:
-        bounds = [pair for pairs in readers.map(bounds_of, dataset.files) for pair in pairs]
+        paths = [file.path for file in dataset.manifest.files]
+        bounds = [pair for pairs in readers.map(bounds_of, paths) for pair in pairs]
     return np.array(bounds, np.int64).reshape(-1, 2)
 
 
-def _bounds(metadata: pq.FileMetaData) -> list[tuple[int, int]]:
-    column = [metadata.schema.column(place).path for place in range(metadata.num_columns)].index(USER_HASH)
-    statistics = [
-        metadata.row_group(group).column(column).statistics for group in range(metadata.num_row_groups)
-    ]
-    return [(some.min, some.max) for some in statistics]
+def _bounds(metadata: pq.FileMetaData) -> list[tuple[int, int]] | None:
+    """The least and the greatest user hash of each row group of a file, or None if it does not say them."""
+    names = [metadata.schema.column(place).path for place in range(metadata.num_columns)]
+    if USER_HASH not in names:
+        return None
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    statistics = [group.column(names.index(USER_HASH)).statistics for group in groups]
+    bounds = [(some.min, some.max) for some in statistics if some is not None and some.has_min_max]
+    whole = len(bounds) == len(groups) and all(isinstance(bound, int) for pair in bounds for bound in pair)
+    return bounds if whole else None
 
 
 def find_user(dataset: HistoryDataset, user_id: str) -> tuple[int, int] | None:

@@ -181,6 +181,8 @@ def keep_only(run: str, names: Iterable[str]) -> None:
 def read_manifest(run: str, name: str) -> CheckpointManifest:
     """Raises ``UserError`` if the manifest is missing, or not what this release writes."""
     where = storage.join(run, FOLDER, name, MANIFEST_FILE)
+    if not _NAME.fullmatch(name):  # it may come from a file
+        raise UserError(f"{storage.join(run, FOLDER)}: {name!r} is no checkpoint; begin again with --restart")
     value = storage.read_json(where)
     try:
         manifest = TypeAdapter(CheckpointManifest).validate_python(value)
@@ -201,8 +203,13 @@ def read_manifest(run: str, name: str) -> CheckpointManifest:
     return manifest
 
 
-def load_state(run: str, name: str) -> dict[str, Any]:
-    return json.loads(_Finished(run, name).read(STATE_FILE))
+def load_state(run: str, name: str) -> Any:
+    """What was given as state, as JSON holds it. Raises ``UserError`` if it is damaged."""
+    checkpoint = _Finished(run, name)
+    try:
+        return json.loads(checkpoint.read(STATE_FILE))
+    except (ValueError, RecursionError):
+        raise UserError(f"{checkpoint.folder}/{STATE_FILE}: is not JSON; {_ADVICE}") from None
 
 
 def load_dense(run: str, name: str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -259,7 +266,10 @@ def table_row_ranges(run: str, name: str, table: str) -> Iterator[Tensor]:
     """The rows of a sharded table in order, float32, file by file. Raises ``UserError`` if it has none."""
     checkpoint = _Finished(run, name)
     for entry in checkpoint.table_files(table):
-        yield checkpoint.tensors(entry.file)["rows"].float()
+        rows = checkpoint.tensors(entry.file).get("rows", torch.empty(0))
+        if rows.dim() == 0 or len(rows) != entry.rows:
+            raise UserError(f"{checkpoint.folder}/{entry.file}: does not hold {entry.rows} rows; {_ADVICE}")
+        yield rows.float()
 
 
 def _names(run: str) -> list[str]:
@@ -382,5 +392,5 @@ class _Finished:
     def tensors(self, file: str) -> dict[str, Tensor]:
         try:
             return safetensors.torch.load(self.read(file))
-        except safetensors.SafetensorError as error:
+        except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"{self.folder}/{file}: not safetensors ({error}); {_ADVICE}") from None

@@ -55,7 +55,7 @@ def read_deepspeed_config(name: str) -> dict[str, Any]:
     path = shipped_file("deepspeed_configs", name, ".json")
     config = storage.read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("zero_optimization", {}), dict):
-        raise UserError(f"{path}: is no DeepSpeed configuration; write an object with zero_optimization.stage")
+        raise UserError(f"{path}: is no DeepSpeed configuration; it needs an object zero_optimization")
     for key in sorted({"optimizer", "scheduler", "train_batch_size", *_DECIDED_HERE} & set(config)):
         raise UserError(f"{path}: {key} is decided by RecGPT's settings; remove it from the DeepSpeed file")
     if _zero_stage(config) not in (1, 2, 3):

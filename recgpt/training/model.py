@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from recgpt.config import TrainSettings
 from recgpt.data.dataset import HistoryDataset
-from recgpt.data.vocabulary import Vocabulary
 from recgpt.distributed import collectives
 from recgpt.distributed.sharded_item_table import ShardedItemTable
 from recgpt.distributed.sharded_table import ShardedTable
@@ -100,7 +99,7 @@ def build_model(settings: TrainSettings, dataset: HistoryDataset, device: torch.
         gpt.known_users = known_users(dataset)
         gpt.user = user_table(settings, gpt.known_users.num_rows, device)
     width, num_items, table = settings.model.width, dataset.num_items, settings.item_table
-    count_R = torch.from_numpy(np.concatenate([[0], Vocabulary.load_counts(dataset.url)]))
+    count_R = torch.from_numpy(np.concatenate([[0], dataset.item_counts()]))
     if not is_sharded(settings, num_items):
         if table.optimizer != "adam" or table.row_dtype != "float32":
             raise UserError(

@@ -97,7 +97,7 @@ def check_attempt(folder: str, attempt: str) -> None:
     What is left of a run whose driver was killed must not write checkpoints any more.
     """
     try:
-        latest = storage.read_json(storage.join(folder, ATTEMPT_FILE))["attempt"]
+        latest = storage.read_json_object(storage.join(folder, ATTEMPT_FILE)).get("attempt")
     except UserError:
         latest = None
     if latest != attempt:
@@ -107,7 +107,12 @@ def check_attempt(folder: str, attempt: str) -> None:
 def finished_stages(run: str) -> list[str]:
     """The stages that a finished run has been through; none if it is not finished."""
     manifest = storage.join(run, MANIFEST_FILE)
-    return list(storage.read_json(manifest)["stages"]) if storage.exists(manifest) else []
+    if not storage.exists(manifest):
+        return []
+    stages = storage.read_json_object(manifest).get("stages")
+    if not isinstance(stages, dict):
+        raise UserError(f"{manifest}: names no stages; the file is damaged, begin again with --restart")
+    return list(stages)
 
 
 def _place_of_the_new(run: str, identity: Mapping[str, Any]) -> str:
@@ -118,13 +123,13 @@ def _place_of_the_new(run: str, identity: Mapping[str, Any]) -> str:
         return run
     replacement = str(Path(run).with_name(f".{Path(run).name}.partial"))
     begun = storage.join(replacement, SETTINGS_FILE)
-    if not storage.exists(begun) or _difference(storage.read_json(begun), identity):
+    if not storage.exists(begun) or _difference(storage.read_json_object(begun), identity):
         storage.remove(replacement)
     return replacement
 
 
 def _check_same(run: str, identity: Mapping[str, Any]) -> None:
-    difference = _difference(storage.read_json(storage.join(run, SETTINGS_FILE)), identity)
+    difference = _difference(storage.read_json_object(storage.join(run, SETTINGS_FILE)), identity)
     if difference and not finished_stages(run) and checkpoint.newest(run) is None:
         storage.remove(run)  # it failed before it had anything to lose
     elif difference:
@@ -143,11 +148,24 @@ def finish_run(folder: str, run: str, summary: dict[str, Any]) -> None:
 
 
 def read_metrics(folder: str, until_step: int) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl up to a step; what a lost process wrote after its checkpoint is dropped."""
+    """The lines of metrics.jsonl up to a step; what a lost process wrote after its checkpoint is dropped.
+
+    Raises ``UserError`` if a line is damaged.
+    """
     url = storage.join(folder, METRICS_FILE)
     if not storage.exists(url):
         return []
-    lines = [json.loads(line) for line in storage.read_bytes(url).decode().splitlines()]
+    lines = []
+    for number, text in enumerate(storage.read_bytes(url).split(b"\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise UserError(f"{url}: line {number} is damaged; remove it, or begin again with --restart")
+        lines.append(line)
     return [line for line in lines if line["step"] <= until_step]
 
 

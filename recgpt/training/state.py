@@ -33,10 +33,7 @@ def read_state(run: str, name: str, dataset_fingerprint: str, lanes: int) -> Tra
     about = checkpoint.read_manifest(run, name).about
     if about.get("dataset_fingerprint") != dataset_fingerprint:
         raise UserError(f"{run}: checkpoint {name} is of another dataset; begin again with --restart")
-    try:
-        state = TypeAdapter(TrainingState).validate_python(checkpoint.load_state(run, name))
-    except ValidationError:
-        state = None
+    state = _state_of(checkpoint.load_state(run, name))
     if state is None or state.stage not in STAGES or len(state.consumed) != lanes:
         raise UserError(
             f"{run}: the state in checkpoint {name} is not of this run; begin again with --restart"
@@ -49,11 +46,22 @@ def needed_checkpoints(run: str, keep: int) -> set[str]:
     needed = set(checkpoint.finished(run)[-keep:])
     for name in list(needed):
         try:
-            results = checkpoint.load_state(run, name)["results"]
+            state = _state_of(checkpoint.load_state(run, name))
         except UserError:
             continue  # damaged since it was written: whoever resumes will hear of it
-        needed |= {result["checkpoint"] for result in results.values()}
+        if state is not None:
+            needed |= {result["checkpoint"] for result in state.results.values()}
     return needed
+
+
+def _state_of(value: Any) -> TrainingState | None:
+    """The state as JSON holds it, or None if it is none."""
+    try:
+        state = TypeAdapter(TrainingState).validate_python(value)
+    except ValidationError:
+        return None
+    whole = all(isinstance(result.get("checkpoint"), str) for result in state.results.values())
+    return state if whole else None
 
 
 def origin(settings: TrainSettings, dataset: HistoryDataset) -> dict[str, Any]:

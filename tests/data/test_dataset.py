@@ -12,6 +12,7 @@ import pytest
 from recgpt.data.dataset import DatasetManifest, HistoryDataset, HistoryFile, RowGroup
 from recgpt.data.vocabulary import Vocabulary
 from recgpt.errors import UserError
+from recgpt.storage import checksum
 
 
 @pytest.fixture
@@ -27,8 +28,9 @@ def folder(tmp_path):
         }
     )
     (tmp_path / "histories").mkdir()
-    pq.write_table(table, tmp_path / "histories" / "part-00000.parquet", row_group_size=2)
-    files = [HistoryFile("histories/part-00000.parquet", 3, 5, "0" * 64, [2, 1])]
+    path = tmp_path / "histories" / "part-00000.parquet"
+    pq.write_table(table, path, row_group_size=2)
+    files = [HistoryFile("histories/part-00000.parquet", 3, 5, checksum(str(path)), [2, 1])]
     manifest = DatasetManifest(
         1, 3, 2, 5, False, None, "int64", "string", vocabulary.fingerprint, None, [], {}, {}, files
     )

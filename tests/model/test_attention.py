@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import varlen
 
 from recgpt.config import ModelSettings
 from recgpt.data.packing import Histories, pack
-from recgpt.model import attention
 from recgpt.model.attention import CausalSelfAttention, Layout, attend_by_length, attend_packed
 from recgpt.model.gpt import GPT
 
@@ -70,7 +70,7 @@ def test_the_order_by_length_by_hand():
 
 def test_the_kernel_for_packed_histories_is_called_by_its_documentation(monkeypatch):
     """What PyTorch says the kernel does, done plainly; its signature is the installed one."""
-    signature = inspect.signature(attention.varlen_attn)
+    signature = inspect.signature(varlen.varlen_attn)
 
     def as_documented(*arguments, **options):
         call = signature.bind(*arguments, **options)
@@ -83,7 +83,7 @@ def test_the_kernel_for_packed_histories_is_called_by_its_documentation(monkeypa
         qkv_T3HK = torch.stack([given["query"], given["key"], given["value"]], 1)
         return plain_attention(qkv_T3HK, Layout.from_offsets(given["cu_seq_q"].long()))
 
-    monkeypatch.setattr(attention, "varlen_attn", as_documented)
+    monkeypatch.setattr(varlen, "varlen_attn", as_documented)
     layout = layout_of(LENGTHS[0])
     qkv = random_tokens(layout)
     torch.testing.assert_close(attend_packed(qkv, layout), plain_attention(qkv, layout))
@@ -117,8 +117,8 @@ def test_on_cuda_the_kernel_for_packed_histories_equals_attention_by_length(leng
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda_half_precision_takes_the_kernel_for_packed_histories(monkeypatch):
     calls = []
-    kernel = attention.varlen_attn
-    monkeypatch.setattr(attention, "varlen_attn", lambda *a, **o: calls.append(1) or kernel(*a, **o))
+    kernel = varlen.varlen_attn
+    monkeypatch.setattr(varlen, "varlen_attn", lambda *a, **o: calls.append(1) or kernel(*a, **o))
     layer = CausalSelfAttention(HEADS * HEAD_WIDTH, HEADS).cuda()
     layout = layout_of(LENGTHS[0], "cuda")
     x_TD = torch.randn(len(layout.row), HEADS * HEAD_WIDTH, device="cuda")

@@ -9,7 +9,14 @@ import torch
 from recgpt.config import ModelSettings, RecallSettings, SplitSettings, UserSettings
 from recgpt.errors import UserError
 from recgpt.model.attention import Layout
-from recgpt.model.export import ModelInfo, load_model, model_fingerprint, save_model, table_pieces
+from recgpt.model.export import (
+    ModelInfo,
+    check_finite,
+    load_model,
+    model_fingerprint,
+    save_model,
+    table_pieces,
+)
 from recgpt.model.gpt import GPT
 from recgpt.model.users import KnownUsers, UserVectors
 
@@ -31,6 +38,13 @@ def save(folder, user_kind="none", user_rows=USER_ROWS):
     users = (USERS, iter(user_rows.split(2))) if user_kind == "table" else ()
     save_model(str(folder), info, gpt.state_dict(), iter(ITEMS.split(4)), *users)
     return info, gpt
+
+
+def as_older_release(folder):
+    """The model as written before ``model.json`` had checksums."""
+    description = json.loads((folder / "model.json").read_text())
+    del description["sha256"]
+    (folder / "model.json").write_text(json.dumps(description))
 
 
 def test_what_is_exported_is_loaded(tmp_path):
@@ -80,11 +94,7 @@ def test_the_fingerprint_covers_the_table_of_users(tmp_path):
     for change in (0.0, 0.0, 1.0):
         save(tmp_path, "table", USER_ROWS + change)
         prints.append(model_fingerprint(str(tmp_path)))
-    for file in ("users.safetensors", "user_table-00001.safetensors", "item_table-00002.safetensors"):
-        (tmp_path / file).write_bytes(file.encode())
-        prints.append(model_fingerprint(str(tmp_path)))
-    assert prints[0] == prints[1]
-    assert len(set(prints)) == 5
+    assert prints[0] == prints[1] != prints[2]
 
 
 @pytest.mark.parametrize(
@@ -109,11 +119,16 @@ def test_rows_that_do_not_add_up_are_not_exported(tmp_path, pieces):
 def test_a_missing_or_damaged_file_is_named(tmp_path, file):
     save(tmp_path, "table")
     (tmp_path / file).write_bytes(b"no tensors")
+    for read in (load_model, model_fingerprint):
+        with pytest.raises(UserError, match=f"{file}: not the file that was written"):
+            read(str(tmp_path))
+    as_older_release(tmp_path)
     with pytest.raises(UserError, match=f"{file}: not a readable safetensors file"):
         load_model(str(tmp_path))
     (tmp_path / file).unlink()
-    with pytest.raises(UserError, match=f"{file}: no such file; the model is not complete"):
-        load_model(str(tmp_path))
+    for read in (load_model, model_fingerprint):
+        with pytest.raises(UserError, match=f"{file}: no such file; the model is not complete"):
+            read(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -133,14 +148,15 @@ def test_a_table_that_the_description_denies_is_refused(tmp_path, changes, messa
 
 def test_rows_of_another_width_are_refused(tmp_path):
     save(tmp_path, "table", USER_ROWS[:, :3])
-    with pytest.raises(UserError, match=r"user_table-00000.*rows \[2, 3\] are not the 2 x 4 that"):
+    with pytest.raises(UserError, match=r"user_table-00000.*rows \[2, 3\] are not the 2 x 4 float32 that"):
         load_model(str(tmp_path))
 
 
 def test_a_file_with_fewer_rows_than_described_is_refused(tmp_path):
     save(tmp_path)
     (tmp_path / "item_table-00001.safetensors").write_bytes(safetensors.torch.save({"rows": ITEMS[:3]}))
-    with pytest.raises(UserError, match=r"item_table-00001.*rows \[3, 4\] are not the 4 x 4 that"):
+    as_older_release(tmp_path)
+    with pytest.raises(UserError, match=r"item_table-00001.*rows \[3, 4\] are not the 4 x 4 float32 that"):
         load_model(str(tmp_path))
 
 
@@ -155,3 +171,16 @@ def test_a_range_of_rows_comes_from_the_files_that_hold_it_alone(tmp_path, first
         *range(first, end)
     ]
     assert torch.equal(torch.cat([ITEMS[:0], *(piece for _, piece in pieces)]), ITEMS[first:end])
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_values_that_are_not_finite_are_found_slice_by_slice(monkeypatch, value):
+    monkeypatch.setattr("recgpt.model.export._VALUES_CHECKED_AT_ONCE", 9)
+    looked_at, isfinite = [], torch.isfinite
+    monkeypatch.setattr(torch, "isfinite", lambda some: looked_at.append(some.numel()) or isfinite(some))
+    weights = [torch.tensor(1.0), torch.empty(0, 4), ITEMS.clone()]
+    check_finite("model", weights)
+    assert (sum(looked_at), max(looked_at)) == (1 + ITEMS.numel(), 9)
+    weights[-1][-1, -1] = value
+    with pytest.raises(UserError, match="model: the model holds values that are not finite"):
+        check_finite("model", weights)

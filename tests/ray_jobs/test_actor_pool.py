@@ -1,6 +1,7 @@
 """The pool of actors: every value once and in order, errors as themselves, crashes survived."""
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_jobs.actor_pool import ActorRange, run_on_actors
+from ray_jobs.actor_pool import STEADY_MEMORY, ActorRange, actor_class, run_on_actors, wait_for_room
 from recgpt.errors import UserError
 
 with_ray = pytest.mark.usefixtures("local_ray")
@@ -85,6 +86,40 @@ def test_an_actor_for_which_there_is_no_room_does_not_hold_up_the_end(tmp_path):
     tasks = [str(tmp_path / "now")] * 12
     values = list(run_on_actors(Waiter, (), "wait_for", tasks, ActorRange(6, 6)))  # on four CPUs
     assert sorted(task for task, _ in values) == list(range(12))
+
+
+@pytest.mark.ray
+@with_ray
+def test_actors_that_wait_for_a_cpu_are_told_of_in_one_line(monkeypatch, capsys):
+    import ray
+
+    actors = [actor_class(Waiter, 0).remote() for _ in range(6)]  # on four CPUs
+    try:
+        wait_for_room(actors, 4, "waiters")
+        assert capsys.readouterr().err == ""
+        monkeypatch.setattr("ray_jobs.actor_pool.SECONDS_UNTIL_WARNING", 1.0)
+        room = threading.Timer(5, lambda: [ray.kill(actor) for actor in actors[:4]])
+        room.start()
+        wait_for_room(actors, 6, "waiters")
+        expected = r"recgpt: warning: 2 of 6 waiters wait for a CPU each; the cluster has 4 CPUs in all.*\n"
+        assert re.fullmatch(expected, capsys.readouterr().err)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+@pytest.mark.ray
+@with_ray
+def test_actors_start_with_allocators_that_keep_their_memory_steady(tmp_path):
+    class Environment:
+        def load(self) -> None:
+            pass
+
+        def of(self, name: str) -> Iterator[str]:
+            yield os.environ[name]
+
+    values = list(run_on_actors(Environment, (), "of", list(STEADY_MEMORY), ActorRange(1, 1)))
+    assert values == list(enumerate(STEADY_MEMORY.values()))
 
 
 def touch_when_one_actor_is_left(file: Path) -> None:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,7 +15,7 @@ import torch
 
 from ray_jobs.actor_pool import ActorRange
 from ray_jobs.generate import command, run_generate
-from ray_jobs.recall_worker import RecallWorker
+from ray_jobs.recall_worker import Meters, RecallWorker
 from recgpt.config import RecallSettings
 from recgpt.data.hashing import stable_hash
 from recgpt.errors import UserError
@@ -139,6 +142,9 @@ def test_an_error_in_an_actor_leaves_the_old_output_whole(local_ray, run, datase
     for file in (run / "model").iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
     (broken / "gpt.safetensors").write_bytes(b"no weights")
+    description = json.loads((broken / "model.json").read_text())
+    del description["sha256"]  # or the damage would be seen before there are actors
+    (broken / "model.json").write_text(json.dumps(description))
     with pytest.raises(Exception, match="gpt.safetensors: not a readable safetensors file"):
         run_generate(str(broken), dataset.url, str(output), overwrite=True)
     assert files_of(output) == before
@@ -241,3 +247,25 @@ def test_what_is_read_from_is_never_overwritten(run, dataset, tmp_path):
 def test_quotas_on_the_command_line():
     with pytest.raises(UserError, match="--quotas 18,x: expected numbers with commas between them"):
         command("run", "dataset", "out", quotas="18,x")
+
+
+class Counting:
+    def count(self) -> None:
+        self.meters = Meters()
+        self.meters.count(users=12_345, seconds=0.5, candidates=0)
+
+
+@pytest.mark.ray
+def test_what_actors_have_done_stands_at_rays_metrics_endpoint(local_ray):
+    import ray
+
+    actor = ray.remote(Counting).remote()
+    ray.get(actor.count.remote())
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    ours = re.compile(r"^ray_recgpt_recall_users_total\{.*\} 12345(\.0)?$", re.MULTILINE)
+    deadline = time.monotonic() + 60
+    while not ours.search(metrics := urllib.request.urlopen(url, timeout=10).read().decode()):
+        assert time.monotonic() < deadline, metrics
+        time.sleep(0.2)  # workers report every few seconds
+    ray.kill(actor)

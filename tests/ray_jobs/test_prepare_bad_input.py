@@ -188,3 +188,18 @@ def test_many_small_files_and_large_ones_give_what_one_file_gives(local_ray, tmp
     assert pieces.files == whole.files
     assert pieces.vocabulary_fingerprint == whole.vocabulary_fingerprint
     assert HistoryDataset.open(str(tmp_path / "b")).vocabulary().counts.sum() == 500
+
+
+def test_a_file_that_ends_the_process_that_reads_it_is_named(local_ray, tmp_path, monkeypatch):
+    write_good(tmp_path / "log")
+
+    def crash(*arguments):
+        import os
+
+        os.abort()
+        yield
+
+    monkeypatch.setattr("recgpt.data.preparation.divide", crash)
+    with pytest.raises(UserError, match="good.csv: whoever reads it runs out of memory or crashes"):
+        run_prepare([str(tmp_path / "log")], str(tmp_path / "dataset"))
+    assert not (tmp_path / "dataset").exists()

@@ -13,6 +13,7 @@ from recgpt.errors import UserError
 from recgpt.retrieval import one_user
 from recgpt.retrieval.candidates import MadeFrom, finish, manifest_of, write_part
 from recgpt.retrieval.user_selection import WorkUnit, all_users
+from recgpt.storage import checksum
 
 HISTORIES = {user: [100 + (user + day) % 50 for day in range(25)] for user in range(1, 20)}
 
@@ -115,6 +116,7 @@ def test_a_history_with_times(write_dataset, tmp_path):
     path = tmp_path / "histories" / "part-00000.parquet"
     times = pa.array([[86_400, 2 * 86_400]], pa.list_(pa.int64()))
     pq.write_table(pq.read_table(path).append_column("timestamps", times), path)
-    manifest = dataclasses.replace(dataset.manifest, has_timestamps=True, time_unit="seconds")
+    files = [dataclasses.replace(dataset.manifest.files[0], sha256=checksum(str(path)))]
+    manifest = dataclasses.replace(dataset.manifest, has_timestamps=True, time_unit="seconds", files=files)
     history = one_user._history(dataclasses.replace(dataset, manifest=manifest), 0, 0)
     assert history == [(5, "1970-01-02 00:00:00"), (6, "1970-01-03 00:00:00")]

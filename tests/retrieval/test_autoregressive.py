@@ -242,3 +242,12 @@ def test_no_users(make_model):
 def test_more_steps_than_the_window_holds(make_model):
     with pytest.raises(UserError, match="9 recall steps do not fit a model with max_history=8"):
         recall_of(make_model(9), RecallSettings(9, (1,) * 9))
+
+
+@pytest.mark.parametrize("weight", [float("nan"), 1e200])
+def test_a_model_whose_scores_are_no_numbers_is_told_instead_of_short_lists(make_model, weight):
+    gpt, table = make_model(9)
+    recall = recall_of((gpt, table * 1e200), RecallSettings(5, (3, 2)))
+    gpt.user.weight.data.fill_(weight)
+    with pytest.raises(UserError, match="scores that are not finite numbers"):
+        recall.recommend(*packed(HISTORIES))

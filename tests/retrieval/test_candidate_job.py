@@ -178,11 +178,11 @@ def test_a_run_that_was_killed_at_its_end_has_nothing_to_make_again(
     left = [calls]
     original = getattr(storage, place)
 
-    def killed(*arguments):
+    def killed(*arguments, **options):
         left[0] -= 1
         if left[0] < 0:
             raise Killed
-        return original(*arguments)
+        return original(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, place, killed)

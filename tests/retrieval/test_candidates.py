@@ -13,10 +13,12 @@ from recgpt.data.vocabulary import Vocabulary
 from recgpt.errors import UserError
 from recgpt.retrieval.autoregressive import Recalled
 from recgpt.retrieval.candidates import (
+    CandidateFile,
     MadeFrom,
     candidates_table,
     finish,
     manifest_of,
+    part_name,
     read_candidates,
     read_manifest,
     write_part,
@@ -79,6 +81,13 @@ def test_manifest_counts_and_names_every_file(folder):
         ("part-00004.parquet", 1, 1),
     ]
     assert manifest.made_from == MADE_FROM
+
+
+def test_parts_stand_in_the_order_of_their_numbers():
+    numbers = [0, 7, 99_999, 100_000, 100_001, 1_000_000]
+    files = [CandidateFile(part_name(number), 1, 1, "s") for number in reversed(numbers)]
+    manifest = manifest_of(files, RecallSettings(3, (2, 1)), MADE_FROM)
+    assert [file.path for file in manifest.files] == [part_name(number) for number in numbers]
 
 
 def test_the_folder_reads_as_plain_parquet(folder):

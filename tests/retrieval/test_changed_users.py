@@ -10,8 +10,10 @@ import pytest
 
 from recgpt.data.dataset import HistoryDataset
 from recgpt.errors import UserError
+from recgpt.retrieval import changed_users
 from recgpt.retrieval.changed_users import changed_since, resolve_since
 from recgpt.retrieval.user_selection import select_users
+from recgpt.storage import checksum
 
 ITEMS = list(range(500, 512))
 
@@ -40,7 +42,9 @@ def with_times(dataset, unit, time_of):
     times = [[time_of(user, place) for place in range(len(items))] for user, items in rows]
     column = pa.array(times, pa.list_(pa.int64()))
     pq.write_table(table.append_column("timestamps", column), path, row_group_size=8)
-    manifest = dataclasses.replace(dataset.manifest, has_timestamps=True, time_unit=unit)
+    (file,) = dataset.manifest.files
+    files = [dataclasses.replace(file, sha256=checksum(path))]
+    manifest = dataclasses.replace(dataset.manifest, has_timestamps=True, time_unit=unit, files=files)
     with open(f"{dataset.url}/manifest.json", "w") as file:
         json.dump(dataclasses.asdict(manifest), file)
     return HistoryDataset.open(dataset.url)
@@ -78,6 +82,21 @@ def test_since_an_older_dataset(make):
     newer = make("newer", after, row_group_users=10, grown_from=older)
     assert changed(newer, older.url) == expected
     assert changed(newer, newer.url) == set()
+
+
+def test_an_older_dataset_is_compared_one_row_group_at_a_time(make, monkeypatch):
+    before = {user: ITEMS[: 1 + user % 9] for user in range(60)}
+    older = make("older", before, row_group_users=4)
+    newer = make("newer", before | {17: ITEMS, 60: ITEMS}, row_group_users=61, grown_from=older)
+    compared, original = [], changed_users.differing
+
+    def differing(histories, older_histories):
+        compared.append(len(older_histories))
+        return original(histories, older_histories)
+
+    monkeypatch.setattr(changed_users, "differing", differing)
+    assert changed(newer, older.url) == {17, 60}
+    assert (sum(compared), max(compared)) == (60, 4)
 
 
 def test_everyone_is_new_where_nobody_was(make):

@@ -93,7 +93,8 @@ def test_missing_lists_and_folders(tmp_path):
         ({"user": [1]}, "no column user_id; it has user"),
         ({"user_id": [1, None]}, "1 rows have no user_id"),
         ({"user_id": [1.5]}, "the dataset's user ids are int64"),
-        ({"user_id": pa.array([[1]])}, "the dataset's user ids are int64"),
+        ({"user_id": pa.array([[1]])}, "column user_id is list<.*; ids must be integers or strings"),
+        ({"user_id": [True]}, "column user_id is bool; ids must be integers or strings"),
         ({"user_id": pa.array([], pa.int64())}, "names no user"),
     ],
 )

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recgpt.errors import UserError
 from recgpt.model.row_ranges import RowRanges
 from recgpt.retrieval.index import ExactIndex, Exclusions, rescore
 
@@ -141,6 +142,29 @@ def test_items_that_are_not_allowed_have_vectors():
     table = torch.randn(6, 2)
     index = ExactIndex(table, 3, torch.tensor([2]))
     assert torch.equal(index.vectors(torch.tensor([[5, 0], [1, 2]])), table[torch.tensor([[5, 0], [1, 2]])])
+
+
+@pytest.mark.parametrize("block_items", [1, 40, 1000])
+@pytest.mark.parametrize("score", [INFINITY, float("nan"), -INFINITY])
+def test_scores_that_are_not_finite_are_told(block_items: int, score: float):
+    """Whether as the score of one item in 100, or (as -inf can be an item's in a full list) of all."""
+    others = score if score == -INFINITY else 0.0
+    index = index_of_scores([*[others] * 50, score, *[others] * 49], block_items)
+    with pytest.raises(UserError, match="scores that are not finite numbers: it is damaged, or its training"):
+        index.search(torch.ones(2, 1), 5)
+
+
+def test_products_that_overflow_are_told():
+    index = ExactIndex(torch.full((50, 2), -1e30), 20)
+    with pytest.raises(UserError, match="scores that are not finite"):
+        index.search(torch.full((1, 2), 1e30), 5)
+
+
+@pytest.mark.parametrize("allowed", [None, torch.tensor([1, 2]), torch.arange(1, 40)])
+def test_a_short_list_is_no_sign_of_such_scores(allowed):
+    index = ExactIndex(torch.randn(41, 2), 7, allowed)
+    excluded = Exclusions.from_lists(torch.arange(1, 41).repeat(2)[None])
+    assert index.search(torch.ones(1, 2), 5, excluded)[1].tolist() == [[0] * 5]
 
 
 def test_rescoring_puts_candidates_in_the_order_of_a_search():

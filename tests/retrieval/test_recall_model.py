@@ -15,7 +15,9 @@ from recgpt.retrieval.recall_model import load_recall, resolve_recall, scale_quo
 
 
 def info(recall: RecallSettings | None = None) -> ModelInfo:
-    return ModelInfo(9, "f" * 64, ModelSettings(max_history=4), SplitSettings(), recall or RecallSettings())
+    return ModelInfo(
+        1000, "f" * 64, ModelSettings(max_history=4), SplitSettings(), recall or RecallSettings()
+    )
 
 
 def test_nothing_asked_for_is_the_models_own():
@@ -40,6 +42,15 @@ def test_keep_seen_is_added():
     ],
 )
 def test_k_scales_the_models_quotas_and_quotas_set_k(k, quotas, expected):
+    recall = resolve_recall(info(), k, quotas, False)
+    assert (recall.k, recall.quotas) == (sum(expected), expected)
+
+
+@pytest.mark.parametrize(
+    ("k", "quotas", "expected"),
+    [(10**9, None, (1000, 1000)), (None, (2000, 7, 10**12), (1000, 7, 1000)), (1000, None, (900, 100))],
+)
+def test_no_step_takes_more_than_all_items(k, quotas, expected):
     recall = resolve_recall(info(), k, quotas, False)
     assert (recall.k, recall.quotas) == (sum(expected), expected)
 
