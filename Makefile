@@ -15,7 +15,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/recgpt quickstart
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from recgpt.evaluation.protocol import (
 from recgpt.model.gpt import GPT
 from recgpt.retrieval.autoregressive import AutoregressiveRecall
 from recgpt.retrieval.index import ExactIndex
+from recgpt.storage import checksum
 
 LEAVE_ONE_OUT = SplitSettings()
 HISTORIES = [[1, 2, 3, 4], [5, 1], [2, 5, 1], [3], [4, 4, 2]]
@@ -43,15 +44,16 @@ def dataset(tmp_path) -> HistoryDataset:
         }
     )
     (tmp_path / "histories").mkdir()
-    pq.write_table(table, tmp_path / "histories" / "part-00000.parquet", row_group_size=3)
-    files = [HistoryFile("histories/part-00000.parquet", 5, 13, "0" * 64, [3, 2])]
+    path = tmp_path / "histories" / "part-00000.parquet"
+    pq.write_table(table, path, row_group_size=3)
+    files = [HistoryFile("histories/part-00000.parquet", 5, 13, checksum(str(path)), [3, 2])]
     manifest = DatasetManifest(
         schema_version=1,
         num_users=5,
         num_items=5,
         num_interactions=13,
         has_timestamps=True,
-        time_unit="s",
+        time_unit="seconds",
         user_id_type="int64",
         item_id_type="string",
         vocabulary_fingerprint=vocabulary.fingerprint,

@@ -19,6 +19,7 @@ from recgpt.evaluation.metrics import CUTOFFS
 from recgpt.model.export import ModelInfo, load_model, save_model
 from recgpt.model.gpt import GPT
 from recgpt.retrieval.autoregressive import recommend_reference
+from recgpt.storage import checksum
 
 NUM_ITEMS = 40
 METRICS = [*(f"hit_rate@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS), "mrr"]
@@ -36,10 +37,12 @@ def write_dataset(folder, histories, ids="item") -> str:
         }
     )
     (folder / "histories").mkdir()
-    pq.write_table(table, folder / "histories" / "part-00000.parquet", row_group_size=7)
+    path = folder / "histories" / "part-00000.parquet"
+    pq.write_table(table, path, row_group_size=7)
     row_groups = [min(7, users - first) for first in range(0, users, 7)]
     interactions = sum(map(len, histories))
-    files = [HistoryFile("histories/part-00000.parquet", users, interactions, "0" * 64, row_groups)]
+    sha256 = checksum(str(path))
+    files = [HistoryFile("histories/part-00000.parquet", users, interactions, sha256, row_groups)]
     manifest = DatasetManifest(
         schema_version=1,
         num_users=users,

@@ -98,7 +98,7 @@ def begin(dataset_url: str, models: str) -> None:
         url = find_start(f"{models}/{name}", settings.model, dataset)
         info, older_gpt, older_items_RD = load_model(url)
         with files_that_are_read() as files:
-            trainer = Trainer(settings, dataset, "nowhere", lambda units: (), QuietRecorder(), url)
+            trainer = Trainer(settings, dataset, "nowhere", lambda units: (), QuietRecorder(), url, "", bool)
             trainer.start_stage("prompt_tune", weights_from=None)
         weights = trainer.engine.weights()
         for key, value in older_gpt.state_dict().items():
