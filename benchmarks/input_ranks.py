@@ -84,6 +84,7 @@ def stream(dataset: str, object_store_bytes: int, tokens: int, pause: float = 0.
     import ray
 
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=object_store_bytes,

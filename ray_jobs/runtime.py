@@ -7,8 +7,10 @@ import re
 import secrets
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
+from types import FrameType
 
 import typer
 
@@ -79,7 +81,13 @@ def start_ray(min_cpus: int, *, large_objects: bool = False) -> None:
             log_to_driver=False,
             logging_level="WARNING",
         )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)  # in place of Ray's, which aborts the process
     configure_ray_data()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped("stopped by SIGTERM; the same command goes on with what is finished")
 
 
 def _large_object_store() -> int:
@@ -128,7 +136,7 @@ def run_command(app: typer.Typer) -> None:
         print(f"recgpt: {stop}", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
     except Exception as error:
-        message = user_message(error) or storage_message(error)
+        message = user_message(error) or storage_message(error) or lost_ray_message(error)
         if message is None:
             raise
         if "--debug" in sys.argv:
@@ -149,6 +157,26 @@ def user_message(error: BaseException) -> str | None:
             return found[-1].strip()
         if isinstance(cause, UserError):
             return str(cause)
+    return None
+
+
+def lost_ray_message(error: BaseException) -> str | None:
+    """One line if Ray, or a process of Ray's that the job cannot do without, is gone; else None."""
+    import ray
+
+    lost = (
+        ray.exceptions.RayActorError,
+        ray.exceptions.LocalRayletDiedError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.ObjectLostError,
+        ray.exceptions.RaySystemError,
+    )
+    for cause in _causes(error):
+        if isinstance(cause, lost):
+            return (
+                f"a part of the Ray cluster that the job needs was lost ({type(cause).__name__}); "
+                "run the same command again to go on"
+            )
     return None
 
 

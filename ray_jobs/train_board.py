@@ -1,5 +1,6 @@
 """What the training workers and the driver of `recgpt train` tell each other, over a small actor."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -143,6 +144,13 @@ class LiveProgress:
         import ray
 
         bar = _Bar(self._num_users)
+        with contextlib.suppress(ray.exceptions.RayError):  # Ray is lost: the main thread hears of it too
+            self._watch_board(bar)
+        bar.close()
+
+    def _watch_board(self, bar: "_Bar") -> None:
+        import ray
+
         done = told = False
         while not done:
             done = self._done.wait(SECONDS_BETWEEN_LOOKS)
@@ -152,7 +160,6 @@ class LiveProgress:
                 bar.write("recgpt: stopping after this step, with a checkpoint")
             for line in ray.get(self._board.take_lines.remote()):
                 bar.show(line)
-        bar.close()
 
 
 class _Bar:

@@ -18,10 +18,11 @@ class UserError(Exception):
         super().__init__(presentable(message))
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """Someone asked the job to stop, and it ended in good order; the message says where it goes on from.
 
-    The command line prints the message and exits with status 143, as after SIGTERM.
+    The command line prints the message and exits with status 143, as after SIGTERM. Like KeyboardInterrupt
+    it is no ``Exception``, so that nobody who deals with errors holds it up.
     """
 
 

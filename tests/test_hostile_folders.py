@@ -60,15 +60,23 @@ def read_all(folder):
 
 
 @pytest.mark.parametrize("name", ["vocabulary.parquet", "histories/part-00001.parquet"])
-def test_a_flipped_bit_in_any_file_of_a_dataset_is_seen(dataset, name):
+def test_a_flipped_bit_in_any_file_of_a_dataset_is_seen_or_changes_nothing(dataset, name):
+    """Of histories, pages and footer are checked; what is between them may not even be read."""
     path = Path(dataset.url, name)
-    good = path.read_bytes()
-    for place in range(0, len(good), 97):
+    good, expected = path.read_bytes(), read_all(dataset.url)
+    seen = 0
+    places = range(0, len(good), 13)
+    for place in places:
         path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-        with pytest.raises(UserError, match=f"{path.name}: damaged .its SHA-256 is not the manifest's"):
-            read_all(dataset.url)
+        try:
+            found = read_all(dataset.url)
+        except UserError as error:
+            seen += f"{path.name}: damaged" in str(error)
+        else:
+            assert found == expected
+    assert seen > len(places) / 2
     path.write_bytes(good)
-    assert len(read_all(dataset.url)) == len(dataset.row_groups)
+    assert read_all(dataset.url) == expected
 
 
 def test_item_counts_are_checked_too(dataset):

@@ -14,7 +14,7 @@ import torch
 from benchmarks.made_up_model import made_up_gpt
 from recgpt import storage
 from recgpt.config import ModelSettings, RecallSettings, SplitSettings, UserSettings
-from recgpt.data.dataset import Ancestor, DatasetManifest, HistoryDataset, HistoryFile
+from recgpt.data.dataset import Ancestor, DatasetManifest, HistoryDataset, HistoryFile, parquet_footer
 from recgpt.data.hashing import stable_hash
 from recgpt.data.vocabulary import Vocabulary, vocabulary_order
 from recgpt.model.export import ModelInfo, model_fingerprint, save_model
@@ -113,11 +113,14 @@ def write_dataset(folder: Path) -> HistoryDataset:
 def _write_part(folder: Path, number: int, table: pa.Table) -> HistoryFile:
     path = f"histories/part-{number:05d}.parquet"
     (folder / "histories").mkdir(exist_ok=True)
-    pq.write_table(table, folder / path, row_group_size=5, compression="zstd")
+    pq.write_table(table, folder / path, row_group_size=5, compression="zstd", write_page_checksum=True)
     metadata = pq.read_metadata(folder / path)
     row_groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
     interactions = sum(map(len, table["item_indices"].to_pylist()))
-    return HistoryFile(path, len(table), interactions, storage.checksum(str(folder / path)), row_groups)
+    with open(folder / path, "rb") as file:
+        footer = storage.checksum_of(parquet_footer(file))
+    checksum = storage.checksum(str(folder / path))
+    return HistoryFile(path, len(table), interactions, checksum, row_groups, footer)
 
 
 def write_model(folder: Path, dataset: HistoryDataset) -> None:

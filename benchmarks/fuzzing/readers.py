@@ -22,6 +22,7 @@ from benchmarks.fuzzing.mutators import (
     spoiled_table,
     spoiled_tensors,
 )
+from recgpt.data.dataset import parquet_footer
 from recgpt.storage import checksum_of
 
 Files = dict[str, bytes]
@@ -158,6 +159,8 @@ def seal(files: Files, name: str) -> bool:
             named = str(entry.get("path") or entry.get("file"))
             if "sha256" in entry and Path(name) in (beside / named, beside.parent / named):
                 entry["sha256"], sealed = checksum, True
+                if "footer_sha256" in entry:
+                    entry["footer_sha256"] = checksum_of(parquet_footer(io.BytesIO(files[name])))
             if "vocabulary_sha256" in entry and name == "vocabulary.parquet":
                 entry["vocabulary_sha256"], sealed = checksum, True
             if isinstance(entry.get("sha256"), dict) and name in entry["sha256"]:

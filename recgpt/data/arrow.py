@@ -15,10 +15,13 @@ from recgpt.errors import UserError
 def content_errors(make_error: Callable[[str], Exception]) -> Iterator[None]:
     """Turns errors about the content of a file, which Arrow has of many kinds, into ``make_error(reason)``.
 
-    Errors of the system or the object store, which have a number, pass: the file may be a good one.
+    Errors of the system or the object store, which have a number or a class of their own, pass: the file may
+    be a good one.
     """
     try:
         yield
+    except (FileNotFoundError, PermissionError, TimeoutError, ConnectionError):
+        raise
     except (pa.ArrowException, UnicodeDecodeError, OSError, EOFError, zlib.error, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

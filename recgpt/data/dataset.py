@@ -1,10 +1,11 @@
 """A prepared dataset: its manifest, its vocabulary and its histories, read by row group."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,9 @@ class HistoryFile:
     sha256: str
     row_groups: list[Annotated[int, Field(gt=0)]]
     """Users in each row group, in file order."""
+    footer_sha256: str | None = None
+    """Of the file's footer (``parquet_footer``): what a reader of one row group looks at, beside the
+    checksums of its pages. None in datasets of older releases."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,15 @@ def history_problem(
         if len(items) and not (items.min() >= 1 and items.max() <= num_items):
             return f"items {items.min()} to {items.max()}, of {num_items} in the vocabulary"
     return None
+
+
+def parquet_footer(file: IO[bytes]) -> bytes:
+    """The end of a Parquet file, which says what lies where in it."""
+    end = max(file.seek(0, os.SEEK_END) - 8, 0)
+    file.seek(end)
+    length = int.from_bytes(file.read(4), "little")
+    file.seek(max(end - length, 0))
+    return file.read()
 
 
 @dataclass(frozen=True)
@@ -238,6 +251,9 @@ class HistoryDataset:
         filesystem, place = storage.filesystem_and_path(url)
         try:
             with content_errors(damaged(url, _AGAIN)), filesystem.open(place, "rb") as opened:
+                expected = self._files[path].footer_sha256
+                if expected not in (None, storage.checksum_of(parquet_footer(opened))):
+                    raise damaged(url, _AGAIN)("its footer is not the one that was written")
                 file = pq.ParquetFile(opened, page_checksum_verification=True)
                 groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                 if groups != self._files[path].row_groups:

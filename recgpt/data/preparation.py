@@ -4,6 +4,7 @@ Each returns first what is small and counts, then what is large and stays where 
 """
 
 import hashlib
+import io
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recgpt import storage
-from recgpt.data.dataset import BadFile, HistoryFile
+from recgpt.data.dataset import BadFile, HistoryFile, parquet_footer
 from recgpt.data.formats import RawBatch, read_batches
 from recgpt.data.hashing import part_of_hash
 from recgpt.data.histories import (
@@ -259,6 +260,7 @@ def _write_part(histories: pa.Table, files: PartFiles, number: int) -> WrittenFi
         interactions=num_interactions(histories),
         sha256=hashlib.sha256(content).hexdigest(),
         row_groups=[min(USERS_PER_ROW_GROUP, rows - start) for start in range(0, rows, USERS_PER_ROW_GROUP)],
+        footer_sha256=storage.checksum_of(parquet_footer(io.BytesIO(content))),
     )
     return WrittenFile(file, summarise_times(histories))
 

@@ -83,6 +83,8 @@ class Source:
     """Of numbers and instants; None for numbers that are too small to be times since 1970."""
     has_times: bool = True
     """False if the first rows, from which kind and unit of the times are judged, hold none."""
+    footer_sha256: str | None = None
+    """What the checksum of the footer of a file of the format `dataset` must be; None for any."""
 
 
 def check_kinds_of_time(sources: Sequence[Source]) -> None:
@@ -149,6 +151,7 @@ def sources_of(dataset: HistoryDataset) -> list[Source]:
             item_type=manifest.item_id_type,
             time_type="number",
             time_unit=unit,
+            footer_sha256=file.footer_sha256,
         )
         for file in manifest.files
     ]

@@ -2,12 +2,20 @@
 
 import errno
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ray_jobs.runtime import guard_local_ray, run_command, storage_message, user_message
+from ray_jobs.runtime import (
+    guard_local_ray,
+    lost_ray_message,
+    run_command,
+    storage_message,
+    user_message,
+)
 from recgpt.errors import UserError
 
 MESSAGE = "log.csv: no column 'user'; name it with --user-column"
@@ -245,3 +253,46 @@ def test_what_the_environment_says_about_ray_is_kept(environment, name, value):
     environment[name] = value
     guard_local_ray()
     assert {key: environment[key] for key in environment if key.startswith("RAY_")} == {name: value}
+
+
+# Stopped, and left alone
+
+WAITS = """
+import time
+from ray_jobs.command_line import verb_app
+from ray_jobs.runtime import run_command, start_ray
+
+def command():
+    start_ray(1)
+    print("up", flush=True)
+    time.sleep(60)
+
+run_command(verb_app(command))
+"""
+
+
+@pytest.mark.ray
+def test_sigterm_ends_a_job_with_one_line_and_its_status():
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGTERM)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 143
+    assert stderr == "recgpt: stopped by SIGTERM; the same command goes on with what is finished\n"
+
+
+@pytest.mark.ray
+def test_a_process_of_ray_that_was_lost_is_one_line(local_ray):
+    import ray
+
+    class Dies:
+        def die(self):
+            os._exit(1)
+
+    actor = ray.remote(num_cpus=0)(Dies).remote()
+    with pytest.raises(ray.exceptions.RayActorError) as lost:
+        ray.get(actor.die.remote())
+    assert "was lost (ActorDiedError); run the same command again" in lost_ray_message(lost.value)
+    assert lost_ray_message(ValueError("a defect")) is None
