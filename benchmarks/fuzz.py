@@ -36,7 +36,7 @@ REFUSED, QUARANTINED, RIGHT, ALLOWED, DEFECT = OUTCOMES = (
     "clear error", "quarantined", "right", "allowed", "defect",
 )  # fmt: skip
 _NOTE = "right: as the good input is read; allowed: read otherwise, as the format's rules have it"
-SECONDS = 30  # after which a reader counts as hanging
+SECONDS = 120  # after which a reader counts as hanging; on a busy machine a good one may take some ten
 MEMORY = 4 * GIB  # of addresses that a reader may take
 
 
