@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 import typer
 
@@ -133,9 +134,12 @@ def run_command(app: typer.Typer) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Stopped as stop:
-        print(f"recgpt: {stop}", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
+        _end_as_stopped(stop)
     except Exception as error:
+        # Raised in the midst of Ray's compiled code, it arrives as the cause of another error.
+        stop = next((cause for cause in _causes(error) if isinstance(cause, Stopped)), None)
+        if stop is not None:
+            _end_as_stopped(stop)
         message = user_message(error) or storage_message(error) or lost_ray_message(error)
         if message is None:
             raise
@@ -143,6 +147,11 @@ def run_command(app: typer.Typer) -> None:
             traceback.print_exc()
         print(f"recgpt: error: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def _end_as_stopped(stop: BaseException) -> NoReturn:
+    print(f"recgpt: {stop}", file=sys.stderr)
+    sys.exit(128 + signal.SIGTERM)
 
 
 def user_message(error: BaseException) -> str | None:

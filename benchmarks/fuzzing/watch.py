@@ -4,7 +4,9 @@ What Python itself reports (audit events) shows a reader that unpickles, starts 
 somewhere or opens a file that its input must not lead to.
 """
 
+import contextlib
 import multiprocessing
+import os
 import resource
 import sys
 import time
@@ -62,7 +64,8 @@ class WatchedPool(Generic[Task]):
 
     Args:
         make_work: called in each new process; gives the function that works on a task.
-        seconds: after which a task counts as hanging.
+        seconds: of computing (or ten times as long waiting), after which a task counts as hanging: how busy
+            the machine is makes no difference.
     """
 
     def __init__(self, processes: int, make_work: Callable[[], Callable[[Task], Any]], seconds: float):
@@ -72,18 +75,18 @@ class WatchedPool(Generic[Task]):
 
     def run(self, tasks: Iterator[Task], failed: Callable[[Task, str], Any]) -> Iterator[Any]:
         """The results of all tasks as they come; ``failed(task, reason)`` for those without one."""
-        busy: dict[Connection, tuple[Task, float]] = {}
+        busy: dict[Connection, tuple[Task, float, float]] = {}
         for worker in self._workers:
             self._give(worker, tasks, busy)
         while busy:
             wait(list(busy), timeout=0.5)
             for worker in [one for one in self._workers if one.connection in busy]:
-                task, deadline = busy[worker.connection]
+                task, deadline, cpu_deadline = busy[worker.connection]
                 reason = None
                 try:
                     if worker.connection.poll():
                         yield worker.connection.recv()
-                    elif time.monotonic() > deadline:
+                    elif time.monotonic() > deadline or worker.cpu_seconds() > cpu_deadline:
                         reason = f"no end within {self._seconds:g} seconds"
                     else:
                         continue
@@ -102,12 +105,13 @@ class WatchedPool(Generic[Task]):
             worker.stop()
 
     def _give(
-        self, worker: "_Worker", tasks: Iterator[Task], busy: dict[Connection, tuple[Task, float]]
+        self, worker: "_Worker", tasks: Iterator[Task], busy: dict[Connection, tuple[Task, float, float]]
     ) -> None:
         task = next(tasks, None)
         if task is not None:
+            deadlines = time.monotonic() + 10 * self._seconds, worker.cpu_seconds() + self._seconds
             worker.connection.send(task)
-            busy[worker.connection] = task, time.monotonic() + self._seconds
+            busy[worker.connection] = (task, *deadlines)
 
     def _start(self) -> "_Worker":
         here, there = multiprocessing.Pipe()
@@ -123,6 +127,13 @@ class WatchedPool(Generic[Task]):
 class _Worker:
     process: Any
     connection: Connection
+
+    def cpu_seconds(self) -> float:
+        """What it has computed so far; 0 once it has ended."""
+        with contextlib.suppress(OSError, IndexError):
+            times = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+        return 0.0
 
     def stop(self) -> None:
         self.connection.close()

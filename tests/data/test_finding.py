@@ -162,7 +162,7 @@ def test_line_ends_inside_quotes_do_not_make_rows(tmp_path):
 
 
 def test_gzip_is_recognised_by_content(tmp_path):
-    (tmp_path / "log").write_bytes(gzip.compress(b"user_id,item_id,timestamp\n1,2,1700000000\n"))
+    (tmp_path / "log").write_bytes(gzip.compress(b"user_id,item_id,timestamp\n1,2,1700000000\n", mtime=0))
     (source,) = find(tmp_path / "log")
     assert (source.format, source.compressed, source.time_unit) == ("csv", True, "seconds")
 
@@ -177,7 +177,7 @@ def test_gzip_is_recognised_by_content(tmp_path):
         (b"\xff\xfe\x00\x01", "no line has a user and an item"),
         (b"ok\n", "no line has a user and an item"),
         (b"u1 a b\ru2 c d\r", "end with a carriage return alone"),
-        (gzip.compress(b"user_id,item_id,timestamp\n" * 99)[:40] + b"spoilt", "cannot be read"),
+        (gzip.compress(b"user_id,item_id,timestamp\n" * 99, mtime=0)[:40] + b"spoilt", "cannot be read"),
         (b"user_id,item_id,timestamp,timestamp\n1,2,3,4\n", "column timestamp is there 2 times"),
         (b"user_id,item,timestamp\n1,2,3\n", "no column item_id; the columns are user_id, item, timestamp"),
         (b"196\t242\t3\n186\t302\t3\n22\t377\t1\n", "give --format csv and the names of the columns"),
