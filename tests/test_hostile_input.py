@@ -36,7 +36,8 @@ def test_thousands_of_bad_inputs(tmp_path):
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
     figures = json.loads((tmp_path / "fuzz.json").read_text())
     assert (figures["all"]["inputs"], figures["found"]) == (1700, [])
-    assert all(row["clear error"] + row["quarantined"] for row in figures["readers"])
+    # A receipt that is none is passed over without a word: its part is made again.
+    assert all(row["right"] < row["inputs"] / 2 for row in figures["readers"])
 
 
 # Messages
