@@ -132,14 +132,14 @@ def wait_for_room(actors: Sequence[Any], least: int, what: str) -> None:
 
     up = [actor.__ray_ready__.remote() for actor in actors]
     started, waiting = ray.wait(up, num_returns=least, timeout=SECONDS_UNTIL_WARNING)
-    if len(started) < least:
+    if len(started) < least and ray.available_resources().get("CPU", 0) < 1:  # else they are about to start
         cpus = ray.cluster_resources().get("CPU", 0)
         typer.echo(
             f"recgpt: warning: {len(waiting)} of {len(up)} {what} wait for a CPU each; the cluster has "
             f"{cpus:g} CPUs in all. They start when it has room: add machines, or ask for fewer",
             err=True,
         )
-        ray.wait(up, num_returns=least)
+    ray.wait(up, num_returns=least)
 
 
 class _Pool:

@@ -107,7 +107,7 @@ def test_what_the_run_folder_holds(paths):
     assert manifest["stages"]["prompt_tune"]["ndcg@10"] > 0.95
     assert json.loads((run / "settings.json").read_text())["settings"]["model"]["width"] == 16
     kinds = {json.loads(line)["kind"] for line in (run / "metrics.jsonl").read_text().splitlines()}
-    assert kinds == {"train", "validation"}
+    assert kinds == {"train", "validation", "checkpoint"}
     assert list((run / "tensorboard").glob("events.*"))
     assert len(list((run / "checkpoints").iterdir())) in (2, 3)
 
@@ -116,5 +116,8 @@ def test_what_the_run_folder_holds(paths):
 @pytest.mark.slow
 def test_a_finished_run_is_not_replaced_unasked(paths):
     dataset, run, _ = paths
-    with pytest.raises(UserError, match="--overwrite"):
-        run_train(dataset, run, from_dict(TrainSettings, SETTINGS, "test"))
+    before = Path(run, "manifest.json").read_text()
+    assert run_train(dataset, run, from_dict(TrainSettings, SETTINGS, "test")) == json.loads(before)
+    with pytest.raises(UserError, match="--restart"):
+        run_train(dataset, run, from_dict(TrainSettings, {**SETTINGS, "seed": 9}, "test"))
+    assert Path(run, "manifest.json").read_text() == before
