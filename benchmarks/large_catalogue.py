@@ -145,7 +145,10 @@ class Benchmark:
     def _metrics(self, until: float = float("inf")) -> list[dict[str, Any]]:
         file = self.run_folder / METRICS_FILE
         lines = file.read_text().splitlines() if file.exists() else []
-        return [line for line in map(json.loads, lines) if line["step"] <= until]
+        # What a checkpoint has cost is noted when the next one begins: a killed run may not have come to it.
+        return [
+            line for line in map(json.loads, lines) if line["step"] <= until and line["kind"] != "checkpoint"
+        ]
 
 
 def step_of(checkpoints: Sequence[str]) -> int:

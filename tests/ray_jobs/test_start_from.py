@@ -111,5 +111,5 @@ def test_a_run_that_has_begun_goes_on_from_a_copy_of_the_model_but_from_no_other
 def test_a_run_is_not_overwritten_while_another_starts_from_it(paths):
     run = str(paths / "old-run")
     with pytest.raises(UserError, match=r"overlaps .*old-run.*choose another folder"):
-        run_train(str(paths / "grown"), run, settings_of(), start_from=run, overwrite=True)
+        run_train(str(paths / "grown"), run, settings_of(), start_from=run, restart=True)
     assert (paths / "old-run" / "manifest.json").exists()
