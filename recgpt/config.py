@@ -10,11 +10,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from recgpt import storage
+from recgpt import plain_yaml, storage
 from recgpt.errors import UserError
 
 Settings = TypeVar("Settings")
@@ -336,33 +335,11 @@ def shipped_file(folder: str, name: str, suffix: str) -> str:
     raise UserError(f"{name}: {problem}, and no shipped file has that name; shipped are {', '.join(known)}")
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML of plain values, without aliases: a few lines of them can stand for more than memory holds."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "write the value itself in place of an alias", mark)
-        return super().compose_node(parent, index)
-
-
-def _load_yaml(text: str | bytes) -> Any:
-    """Raises ``ValueError`` with the reason if the text is not YAML."""
-    try:
-        return yaml.load(text, _PlainLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
-    except RecursionError:
-        raise ValueError("its lists and mappings lie too deep in each other") from None
-    except Exception as error:  # whatever the constructors of numbers and dates make of a wrong one
-        raise ValueError(f"it holds a value that is none ({error})") from None
-
-
 def _read_yaml(path: str) -> dict[str, Any]:
     if storage.size(path) > _LARGEST_SETTINGS_FILE:
         raise UserError(f"{path}: is too large for a file of settings; give the YAML file")
     try:
-        values = _load_yaml(storage.read_bytes(path))
+        values = plain_yaml.load(storage.read_bytes(path))
     except ValueError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if values is None:
@@ -382,7 +359,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise UserError(f"--set {override}: {parent} holds a value, not further settings")
     try:
-        values[leaf] = _load_yaml(text)
+        values[leaf] = plain_yaml.load(text)
     except ValueError as error:
         raise UserError(f"--set {override}: {text!r} is not a valid YAML value ({error})") from None
 

@@ -2,15 +2,14 @@
 
 import errno
 import os
-import threading
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from recgpt import storage
 from recgpt.errors import UserError
+from tests.race import create_at_once
 
 
 @pytest.fixture
@@ -71,18 +70,7 @@ def test_a_file_is_created_once(tmp_path):
 def test_of_many_threads_one_creates_a_file(tmp_path):
     for attempt in range(30):
         url = str(tmp_path / str(attempt))
-        start = threading.Barrier(8)
-
-        def create(writer, url=url, start=start):
-            start.wait()
-            try:
-                storage.create_bytes(url, b"%d" % writer)
-            except FileExistsError:
-                return None
-            return b"%d" % writer
-
-        with ThreadPoolExecutor(8) as threads:
-            (winner,) = [name for name in threads.map(create, range(8)) if name]
+        (winner,) = create_at_once(url, 8)
         assert storage.read_bytes(url) == winner
 
 

@@ -3,9 +3,7 @@
 import re
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -14,6 +12,7 @@ from recgpt import storage
 from recgpt.errors import UserError
 from recgpt.object_store import PatientS3FileSystem
 from recgpt.schema import MANIFEST_FILE
+from tests.race import create_at_once
 
 # Starts as many writers at once as there are processes; prints who has created the file.
 CREATE = """
@@ -232,18 +231,7 @@ def test_of_many_threads_one_creates_an_object(faulty, s3_bucket, failing):
         faulty.fail_share(0.3)
     for attempt in range(5):
         url = storage.join(s3_bucket, str(attempt))
-        start = threading.Barrier(6)
-
-        def create(writer, url=url, start=start):
-            start.wait()
-            try:
-                storage.create_bytes(url, b"%d" % writer)
-            except FileExistsError:
-                return None
-            return b"%d" % writer
-
-        with ThreadPoolExecutor(6) as threads:
-            (winner,) = [name for name in threads.map(create, range(6)) if name]
+        (winner,) = create_at_once(url, 6)
         assert storage.read_bytes(url) == winner
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class Input:
 
 
 @dataclass
-class Reader:
+class Reader(ABC):
     """One reader of files; subclasses say what it reads and how.
 
     ``read`` returns plain values (numbers, strings, lists, dictionaries), so that they can be compared.
@@ -75,13 +76,13 @@ class Reader:
     name: str
     good: Files = field(default_factory=dict)
 
+    @abstractmethod
     def make_good(self, place: Place) -> None:
         """Write the good input into ``place.folder``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, place: Place, given: Input) -> Any:
         """What the program makes of an input. Raises ``UserError`` if it refuses it."""
-        raise NotImplementedError
 
     def spoil(self, chance: random.Random, place: Place) -> Input:
         """A bad input."""

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from recgpt import storage
 from recgpt.data.arrow import column_problem, content_errors, damaged, list_arrays
 from recgpt.data.times import Unit
 from recgpt.data.vocabulary import Vocabulary
 from recgpt.errors import UserError
+from recgpt.manifests import validated
 from recgpt.schema import DATASET_SCHEMA_VERSION, ITEM_INDICES, MANIFEST_FILE, TIMESTAMPS, USER_HASH, USER_ID
 
 IdType = Literal["int64", "string"]
@@ -133,6 +134,16 @@ def history_problem(
         if len(items) and not (items.min() >= 1 and items.max() <= num_items):
             return f"items {items.min()} to {items.max()}, of {num_items} in the vocabulary"
     return None
+
+
+def open_histories(file: IO[bytes], footer_sha256: str | None) -> pq.ParquetFile:
+    """A part file whose footer is the one that was written, and whose pages are checked as they are read.
+
+    Raises ``pa.ArrowInvalid`` if the footer is another one; None: it is not looked at.
+    """
+    if footer_sha256 not in (None, storage.checksum_of(parquet_footer(file))):
+        raise pa.ArrowInvalid("its footer is not the one that was written")
+    return pq.ParquetFile(file, page_checksum_verification=True)
 
 
 def parquet_footer(file: IO[bytes]) -> bytes:
@@ -251,10 +262,7 @@ class HistoryDataset:
         filesystem, place = storage.filesystem_and_path(url)
         try:
             with content_errors(damaged(url, _AGAIN)), filesystem.open(place, "rb") as opened:
-                expected = self._files[path].footer_sha256
-                if expected not in (None, storage.checksum_of(parquet_footer(opened))):
-                    raise damaged(url, _AGAIN)("its footer is not the one that was written")
-                file = pq.ParquetFile(opened, page_checksum_verification=True)
+                file = open_histories(opened, self._files[path].footer_sha256)
                 groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                 if groups != self._files[path].row_groups:
                     raise damaged(url, _AGAIN)(f"row groups of {groups} users are not the manifest's")
@@ -275,12 +283,7 @@ def _read_manifest(url: str, where: str) -> DatasetManifest:
             f"{url}: prepared with schema version {version}, this release reads version "
             f"{DATASET_SCHEMA_VERSION}; {_AGAIN}"
         )
-    try:
-        manifest = TypeAdapter(DatasetManifest).validate_python(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        raise UserError(f"{where}: damaged, {key}: {problem['msg']}; {_AGAIN}") from None
+    manifest = validated(DatasetManifest, values, where, _AGAIN)
     if contradiction := _contradiction(manifest):
         raise UserError(f"{where}: damaged, {contradiction}; {_AGAIN}")
     for file in manifest.files:

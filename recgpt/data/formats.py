@@ -15,9 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from recgpt import storage
 from recgpt.data.arrow import combine, list_arrays
-from recgpt.data.dataset import history_columns, history_problem, parquet_footer
+from recgpt.data.dataset import history_columns, history_problem, open_histories
 from recgpt.data.sources import Source, UnreadableFile, open_file, unreadable_if_broken
 from recgpt.schema import ITEM_INDICES, TIMESTAMPS, USER_ID
 
@@ -138,9 +137,7 @@ def _columns(
 def _read_histories(
     file: IO[bytes], source: Source, row_groups: Sequence[int] | None, item_ids: pa.Array
 ) -> Iterator[RawBatch]:
-    if source.footer_sha256 not in (None, storage.checksum_of(parquet_footer(file))):
-        raise UnreadableFile("its footer is not the one that was written")
-    parquet = pq.ParquetFile(file, page_checksum_verification=True)
+    parquet = open_histories(file, source.footer_sha256)
     columns = history_columns(has_timestamps=True)
     for group in range(parquet.num_row_groups) if row_groups is None else row_groups:
         table = parquet.read_row_group(group, columns=columns)

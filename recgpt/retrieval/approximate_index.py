@@ -17,11 +17,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from recgpt import storage
 from recgpt.errors import UserError
+from recgpt.manifests import validated
 from recgpt.retrieval.index import FIRST_ITEM, Exclusions, Index, rescore
 from recgpt.schema import INDEX_SCHEMA_VERSION, MANIFEST_FILE, PADDING_INDEX
 
@@ -220,12 +221,7 @@ def _manifest(values: Any, where: str) -> IndexManifest:
             f"{where}: index schema version {version}, this RecGPT reads {INDEX_SCHEMA_VERSION}; "
             "run `recgpt index` again"
         )
-    try:
-        return TypeAdapter(IndexManifest).validate_python(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        raise UserError(f"{where}: damaged, {key}: {problem['msg']}; run `recgpt index` again") from None
+    return validated(IndexManifest, values, where, "run `recgpt index` again")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from recgpt import storage
 from recgpt.config import RecallSettings
@@ -19,6 +19,7 @@ from recgpt.data.arrow import column_problem, content_errors, damaged, list_arra
 from recgpt.data.dataset import Count
 from recgpt.data.vocabulary import Vocabulary
 from recgpt.errors import UserError
+from recgpt.manifests import validated
 from recgpt.retrieval.autoregressive import Recalled
 from recgpt.schema import (
     CANDIDATES_MANIFEST_FILE,
@@ -216,11 +217,7 @@ def load_manifest(url: str) -> CandidatesManifest:
             f"{url}: candidates of schema version {version}, this release reads version "
             f"{CANDIDATES_SCHEMA_VERSION}; {_AGAIN}"
         )
-    try:
-        manifest = TypeAdapter(CandidatesManifest).validate_python(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise UserError(f"{where}: damaged, {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+    manifest = validated(CandidatesManifest, values, where, _AGAIN)
     if contradiction := _contradiction(manifest):
         raise UserError(f"{where}: damaged, {contradiction}; {_AGAIN}")
     return manifest

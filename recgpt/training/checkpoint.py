@@ -20,12 +20,12 @@ from typing import Any
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from recgpt import storage
 from recgpt.distributed import collectives
 from recgpt.errors import UserError
+from recgpt.manifests import validated
 from recgpt.model.export import files_with_rows
 from recgpt.schema import MANIFEST_FILE
 
@@ -131,13 +131,7 @@ def write(
 
 def finished(run: str) -> list[str]:
     """Names of the finished checkpoints, oldest first, without those that were found to be damaged."""
-    folder = storage.join(run, FOLDER)
-    return [
-        name
-        for name in _names(run)
-        if storage.exists(storage.join(folder, name, MANIFEST_FILE))
-        and not storage.exists(storage.join(folder, name, DAMAGED_FILE))
-    ]
+    return [name for name in _names(run) if _is_finished(run, name)]
 
 
 def newest(run: str) -> str | None:
@@ -153,7 +147,10 @@ def newest_whole(run: str, warn: Callable[[str], None]) -> str | None:
     Raises ``UserError`` if none of several is whole: to begin anew is for the user to decide.
     """
     # One rank looks: a shared file system may show the newest folder to some ranks only.
-    names, others = collectives.gather_objects((finished(run), _others(run)))[0]
+    found = [(name, _is_finished(run, name)) for name in _names(run)] if collectives.rank() == 0 else []
+    found = collectives.gather_objects(found)[0]
+    names = [name for name, done in found if done]
+    others = [name for name, done in found if not done]
     if collectives.rank() == 0:
         for name in others:
             warn(f"{storage.join(run, FOLDER, name)}: is not whole and is passed over")
@@ -183,13 +180,7 @@ def read_manifest(run: str, name: str) -> CheckpointManifest:
     where = storage.join(run, FOLDER, name, MANIFEST_FILE)
     if not _NAME.fullmatch(name):  # it may come from a file
         raise UserError(f"{storage.join(run, FOLDER)}: {name!r} is no checkpoint; begin again with --restart")
-    value = storage.read_json(where)
-    try:
-        manifest = TypeAdapter(CheckpointManifest).validate_python(value)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise UserError(f"{where}: {place} {problem['msg']}; the file is damaged") from None
+    manifest = validated(CheckpointManifest, storage.read_json(where), where, _ADVICE)
     if manifest.schema_version != SCHEMA_VERSION or manifest.name != name:
         raise UserError(f"{where}: is of another release or of another checkpoint")
     for entry in manifest.files:
@@ -277,10 +268,12 @@ def _names(run: str) -> list[str]:
     return [name for name in storage.list_names(storage.join(run, FOLDER)) if _NAME.fullmatch(name)]
 
 
-def _others(run: str) -> list[str]:
-    """The checkpoints that are not finished, or were found to be damaged."""
-    done = set(finished(run))
-    return [name for name in _names(run) if name not in done]
+def _is_finished(run: str, name: str) -> bool:
+    """Whether a checkpoint is, and was not found to be damaged."""
+    folder = storage.join(run, FOLDER, name)
+    return storage.exists(storage.join(folder, MANIFEST_FILE)) and not storage.exists(
+        storage.join(folder, DAMAGED_FILE)
+    )
 
 
 def _problem_in_share(run: str, name: str) -> str | None:

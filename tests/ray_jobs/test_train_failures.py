@@ -18,6 +18,7 @@ from recgpt.data.plan import read_unit
 from recgpt.training.recorder import Recorder
 from recgpt.training.run_folder import read_metrics
 from recgpt.training.trainer import train
+from tests.ray_jobs.lost_node import newest_step
 
 SETTINGS = """
 model: {width: 8, layers: 1, heads: 1, max_history: 8}
@@ -85,13 +86,6 @@ def wait_for_step(run, step, driver):
     while newest_step(run) < step:
         assert driver.process.poll() is None, driver.process.stderr.read()
         time.sleep(0.1)
-
-
-def newest_step(run):
-    try:
-        return max((line["step"] for line in read_metrics(run, until_step=10**9)), default=0)
-    except (FileNotFoundError, json.JSONDecodeError):
-        return 0
 
 
 def model_of(run):
