@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any
 
 from benchmarks.chaos_checks import CANDIDATES, EVALUATION, RUN
 from benchmarks.chaos_faults import GENERATE, KINDS, STOP_WORKER, STOPPED, TRAIN, Fault, Scene
@@ -27,6 +26,7 @@ SECONDS_WITHOUT_PROGRESS = 300.0  # after which a command counts as hanging
 SECONDS_TO_END = 60.0  # for what a lost driver leaves running
 MOST_STARTS = 30
 LINES_SHOWN = 15  # of the output of a command that ended badly
+RAY_SPEAKS = "(raylet)"  # in lines that Ray prints when it hears of something, be it after the command's last
 TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -191,6 +191,7 @@ class Round:
             self._note_progress(task, done)
             if now - max(moved, last) > SECONDS_WITHOUT_PROGRESS:
                 driver.kill()
+                self._report_bad_end(f"{self._where(task)}: hangs", driver.wait())
                 raise Lost(f"{task.verb} hangs")
             if waiting and self._is_due(waiting[0], scene, done / task.total, now - last):
                 mine.append(self._inject(task, waiting.pop(0), scene, done))
@@ -247,7 +248,8 @@ class Round:
 
 def says_why(status: int, text: str) -> bool:
     """Whether the last line tells what to do, where a command could still say something."""
-    last: Any = text.replace("\r", "\n").strip().splitlines()[-1:]
+    lines = text.replace("\r", "\n").strip().splitlines()
+    last = [line for line in lines if RAY_SPEAKS not in line][-1:]
     if status == STOPPED:
         return "the same command goes on" in "".join(last)
     return status != 2 or "".join(last).startswith("recgpt: error:")

@@ -73,18 +73,30 @@ def start_ray(min_cpus: int, *, large_objects: bool = False) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False)
     else:
-        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        _start_local_ray(min_cpus, _large_object_store() if large_objects else OBJECT_STORE_BYTES)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)  # in place of Ray's, which aborts the process
+    configure_ray_data()
+
+
+def _start_local_ray(min_cpus: int, object_store_bytes: int) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    try:
         ray.init(
             address="local",  # left out, a cluster that someone else started here would be joined
             num_cpus=max(min_cpus, os.cpu_count() or 1),
             include_dashboard=False,
-            object_store_memory=_large_object_store() if large_objects else OBJECT_STORE_BYTES,
+            object_store_memory=object_store_bytes,
             log_to_driver=False,
             logging_level="WARNING",
         )
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _stop)  # in place of Ray's, which aborts the process
-    configure_ray_data()
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # Ray has no class of its own for a service of it that ended, or was too slow, while starting.
+        raise UserError(f"Ray did not start here: {error} Give the same command again") from None
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

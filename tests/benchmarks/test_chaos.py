@@ -88,6 +88,7 @@ def test_what_the_cleaner_takes_is_told_from_what_nobody_removes(tmp_path):
         (2, "Killed\n", False),
         (143, "recgpt: stopped at step 7; the same command goes on from there\n", True),
         (143, "", False),
+        (143, "recgpt: stopped; the same command goes on\n(raylet) Task failed.\n", True),
     ],
 )
 def test_whether_the_last_line_says_why_a_command_ended(status, text, enough):

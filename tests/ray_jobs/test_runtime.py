@@ -13,6 +13,7 @@ from ray_jobs.runtime import (
     guard_local_ray,
     lost_ray_message,
     run_command,
+    start_ray,
     storage_message,
     user_message,
 )
@@ -296,3 +297,16 @@ def test_a_process_of_ray_that_was_lost_is_one_line(local_ray):
         ray.get(actor.die.remote())
     assert "was lost (ActorDiedError); run the same command again" in lost_ray_message(lost.value)
     assert lost_ray_message(ValueError("a defect")) is None
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
+    import ray
+
+    def init(**_):
+        raise Exception("The current node timed out during startup.")  # noqa: TRY002
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=r"^Ray did not start here: The current node.* same command again$"):
+        start_ray(min_cpus=1)
