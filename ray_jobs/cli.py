@@ -4,7 +4,19 @@ from typing import Annotated
 
 import typer
 
-from ray_jobs import evaluate, generate, index, prepare, quickstart, show, submit, train, verify_candidates
+from ray_jobs import (
+    ablate,
+    evaluate,
+    generate,
+    index,
+    prepare,
+    quickstart,
+    show,
+    submit,
+    train,
+    tune_quotas,
+    verify_candidates,
+)
 from ray_jobs.command_line import new_app
 from ray_jobs.runtime import run_command
 from recgpt import __version__
@@ -35,7 +47,18 @@ def recgpt(
         typer.echo(context.get_help())
 
 
-for module in (prepare, train, index, generate, verify_candidates, show, evaluate, quickstart):
+for module in (
+    prepare,
+    train,
+    index,
+    generate,
+    verify_candidates,
+    show,
+    evaluate,
+    tune_quotas,
+    ablate,
+    quickstart,
+):
     app.command(module.__name__.rsplit(".", 1)[-1].replace("_", "-"))(module.command)
 # What follows the verb that is submitted is for that verb.
 app.command(

@@ -1,6 +1,7 @@
 """`recgpt evaluate`: how well a trained model finds held-out items, beside two baselines."""
 
 from collections.abc import Iterator
+from dataclasses import asdict, astuple, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from ray_jobs.job_index import JobIndex
     from recgpt.config import RecallSettings, SplitSettings
     from recgpt.data.dataset import HistoryDataset, RowGroup
-    from recgpt.evaluation.protocol import HeldOutPart
+    from recgpt.evaluation.metrics import Ranks
+    from recgpt.evaluation.protocol import HeldOutPart, SeenItems
+    from recgpt.model.export import ModelInfo
     from recgpt.retrieval.autoregressive import AutoregressiveRecall
 
 USERS_PER_STEP = 1024  # ranked between two reports of progress
@@ -40,6 +43,24 @@ def command(
             "Example: --split valid"
         ),
     ] = "test",
+    k: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Length of the lists; scales the model's own quotas (18,2 becomes 90,10 for 100). "
+            "Example: --k 100",
+            show_default="the model's own, 20 unless trained otherwise",
+        ),
+    ] = None,
+    seen: Annotated[
+        Literal["mask", "zero", "keep"] | None,
+        typer.Option(
+            help="Items that the user has already seen are never served (`mask`), compete with score 0 as in "
+            "the code of the RecGPT authors (`zero`), or compete like all others (`keep`). "
+            "Example: --seen keep",
+            show_default="mask, or keep for a model with recall.keep_seen",
+        ),
+    ] = None,
     json_file: Annotated[
         str | None,
         typer.Option(
@@ -63,8 +84,9 @@ def command(
     """Measure hit rate, NDCG and MRR of a trained model on held-out items, as it serves them.
 
     Each user's held-out item is looked for in the list that autoregressive recall makes of the
-    items before it. All items compete, except those that the user has already seen. The split
-    is the one that the model was trained with.
+    items before it. All items compete, except those that the user has already seen (see `--seen`).
+    The split is the one that the model was trained with. A line says how far the list is better than
+    that of one step, with a bootstrap interval over users.
 
     Example: `recgpt evaluate --model runs/beauty --dataset data/beauty --json metrics.json`
     """
@@ -75,6 +97,8 @@ def command(
             model,
             dataset,
             split=split,
+            k=k,
+            seen=seen,
             json_file=json_file,
             actors=ActorRange.parse(actors),
             index_shards=index_shards,
@@ -88,6 +112,8 @@ def run_evaluate(
     dataset: str,
     *,
     split: "HeldOutPart" = "test",
+    k: int | None = None,
+    seen: "SeenItems | None" = None,
     json_file: str | None = None,
     actors: ActorRange = ONE_ACTOR,
     index_shards: int = 0,
@@ -95,20 +121,26 @@ def run_evaluate(
 ) -> dict[str, Any]:
     """Evaluate a model; returns, and with ``json_file`` also writes, the metrics and what they belong to.
 
+    Without ``k`` lists are as long as the model's own; without ``seen`` the model's settings say whether
+    seen items are masked or kept.
+
     At the top level stand ``num_users`` and the metrics (see ``recgpt.evaluation.metrics``) of the
     model as served, with its own ``quotas``; under ``one_step`` and ``two_step`` the same for these quotas,
-    under ``baselines`` for ``popularity`` and ``markov`` (none without ``baselines``); further ``split``,
-    ``protocol``, ``k``, ``keep_seen``, ``vocabulary_fingerprint``, ``model`` and ``dataset``.
+    and, if the model has vectors of users, under ``unknown_users`` for users whom it does not know;
+    under ``difference`` by how much the served lists are better than those of one step, each metric
+    with ``mean``, ``low`` and ``high`` (95 %); under ``baselines`` the metrics of ``popularity`` and
+    ``markov`` (none without ``baselines``); further ``split``, ``protocol``, ``k``, ``seen``, ``keep_seen``,
+    ``vocabulary_fingerprint``, ``model`` and ``dataset``.
 
-    Raises ``UserError`` if model and dataset do not belong together, or nobody has a held-out item.
+    Raises ``UserError`` if model and dataset do not belong together, if ``k`` cannot be served, or if nobody
+    has a held-out item.
     """
     from recgpt import storage
     from recgpt.data.dataset import HistoryDataset
     from recgpt.data.sequences import resolve_time_bounds
-    from recgpt.evaluation.metrics import rank_metrics
-    from recgpt.evaluation.protocol import SERVED, recall_variants
+    from recgpt.evaluation.protocol import recall_variants
     from recgpt.model.export import model_fingerprint
-    from recgpt.retrieval.recall_model import model_for_dataset
+    from recgpt.retrieval.recall_model import model_for_dataset, resolve_recall
 
     if json_file is not None:
         storage.filesystem_and_path(json_file)  # refuses a URL that can be none, before Ray starts
@@ -116,36 +148,28 @@ def run_evaluate(
     model_url, info = model_for_dataset(model, histories)
     resolve_time_bounds(info.split, histories.manifest)  # refuses what cannot be split, before Ray starts
     model_fingerprint(model_url)  # refuses a model whose files are not those that were written
-    variants = recall_variants(info.recall)
-    if info.dataset_fingerprint not in ("", histories.fingerprint):
-        typer.echo(
-            f"recgpt: warning: {histories.url}: evaluated on another preparation of the log than "
-            "the one the model was trained on; held-out items may have been in its training",
-            err=True,
-        )
+    seen = seen or ("keep" if info.recall.keep_seen else "mask")
+    recall = replace(resolve_recall(info, k, None, False), keep_seen=seen == "keep")
+    variants = recall_variants(recall, personal=info.model.user.kind != "none")
+    _warn_of_another_preparation(info, histories)
     start_ray(min_cpus=actors.least + index_shards + 1)
-    baseline_job = _start_baselines(histories, info.split, split, info.recall) if baselines else None
-    with job_index(model_url, info.recall.block_items, index_shards) as index:
-        evaluator = (model_url, histories, info.split, split, variants, index)
-        ranks = _recall_ranks(evaluator, histories.row_groups, actors)
-    num_users = len(ranks[SERVED])
-    if not num_users:
+    baseline_job = _start_baselines(histories, info.split, split, recall) if baselines else None
+    with job_index(model_url, recall.block_items, index_shards) as index:
+        evaluator = (model_url, histories, info.split, split, variants, index, seen == "zero")
+        ranks = recall_ranks(evaluator, histories.row_groups, actors)
+    if not len(next(iter(ranks.values()))):
         raise UserError(
             f"{histories.url}: no user has an item held out in the {split} split, "
             f"protocol {info.split.protocol}; evaluate on a log with longer histories"
         )
-    measured = {
-        name: {**rank_metrics(ranks[name]), "num_users": num_users, "quotas": list(variants[name].quotas)}
-        for name in variants
-    }
     result = {
-        **measured.pop(SERVED),
-        **measured,
+        **_measured(ranks, variants),
         "baselines": _finish_baselines(baseline_job),
         "split": split,
         "protocol": info.split.protocol,
-        "k": info.recall.k,
-        "keep_seen": info.recall.keep_seen,
+        "k": recall.k,
+        "seen": seen,
+        "keep_seen": recall.keep_seen,
         "vocabulary_fingerprint": info.vocabulary_fingerprint,
         "model": model_url,
         "dataset": histories.url,
@@ -155,8 +179,41 @@ def run_evaluate(
     return result
 
 
+def _warn_of_another_preparation(info: "ModelInfo", histories: "HistoryDataset") -> None:
+    if info.dataset_fingerprint not in ("", histories.fingerprint):
+        typer.echo(
+            f"recgpt: warning: {histories.url}: evaluated on another preparation of the log than "
+            "the one the model was trained on; held-out items may have been in its training",
+            err=True,
+        )
+
+
+def _measured(ranks: "dict[str, Ranks]", variants: "dict[str, RecallSettings]") -> dict[str, Any]:
+    """The metrics of all variants, those as served at the top level, and their difference from one step."""
+    from recgpt.evaluation.metrics import difference, rank_metrics
+    from recgpt.evaluation.protocol import ONE_STEP, SERVED
+
+    k = variants[SERVED].k
+    measured: dict[str, Any] = {
+        name: {
+            **rank_metrics(ranks[name], k),
+            "num_users": len(ranks[name]),
+            "quotas": list(settings.quotas),
+        }
+        for name, settings in variants.items()
+    }
+    compared = difference(ranks[SERVED], ranks[ONE_STEP], k)
+    intervals = {metric: asdict(interval) for metric, interval in compared.items()}
+    return {**measured.pop(SERVED), **measured, "difference": intervals}
+
+
 class RecallEvaluator:
-    """What runs in an actor: holds the model once and ranks the held-out items of row groups of users."""
+    """What runs in an actor: holds the model once and ranks the held-out items of row groups of users.
+
+    Args:
+        variants: recall settings by name; to the variant ``unknown_users`` every user is an unknown one.
+        seen_at_zero: ranks are those of seen items with score 0; no variant may keep them then.
+    """
 
     def __init__(
         self,
@@ -166,6 +223,7 @@ class RecallEvaluator:
         part: "HeldOutPart",
         variants: "dict[str, RecallSettings]",
         index: "JobIndex",
+        seen_at_zero: bool = False,
     ):
         self.model_url = model_url
         self.dataset = dataset
@@ -173,22 +231,31 @@ class RecallEvaluator:
         self.part = part
         self.variants = variants
         self.index = index
+        self.seen_at_zero = seen_at_zero
 
     @cached_property
-    def recalls(self) -> "dict[tuple[int, ...], AutoregressiveRecall]":
-        """The model with each of the quotas; variants that have the same quotas share it."""
+    def recalls(self) -> "dict[tuple[Any, ...], AutoregressiveRecall]":
+        """The model with the settings of each variant; variants that serve the same lists share it."""
         import torch
 
+        from recgpt.evaluation.protocol import UNKNOWN_USERS, without_users
         from recgpt.retrieval.autoregressive import AutoregressiveRecall
         from recgpt.retrieval.recall_model import load_recall
 
         torch.set_num_threads(1)
-        settings_of = {settings.quotas: settings for settings in self.variants.values()}
-        loaded = load_recall(self.model_url, next(iter(settings_of.values())), index=self.index.load())
-        return {
-            quotas: AutoregressiveRecall(loaded.gpt, loaded.index, settings)
-            for quotas, settings in settings_of.items()
-        }
+        first = next(iter(self.variants.values()))
+        loaded = load_recall(self.model_url, first, index=self.index.load())
+        recalls = {}
+        for name, settings in self.variants.items():
+            gpt = without_users(loaded.gpt) if name == UNKNOWN_USERS else loaded.gpt
+            recalls[self._lists_of(name)] = AutoregressiveRecall(gpt, loaded.index, settings)
+        return recalls
+
+    def _lists_of(self, name: str) -> tuple[Any, ...]:
+        """The same for variants that serve the same lists."""
+        from recgpt.evaluation.protocol import UNKNOWN_USERS
+
+        return name == UNKNOWN_USERS, *astuple(self.variants[name])
 
     def load(self) -> None:
         _ = self.recalls
@@ -199,14 +266,17 @@ class RecallEvaluator:
 
         steps = read_held_out(self.dataset, row_group, self.split, self.part, USERS_PER_STEP)
         for num_users, held_out in steps:
-            ranks = {quotas: ranks_of_recall(recall, held_out) for quotas, recall in self.recalls.items()}
-            yield num_users, {name: ranks[settings.quotas] for name, settings in self.variants.items()}
+            ranks = {
+                lists: ranks_of_recall(recall, held_out, self.seen_at_zero)
+                for lists, recall in self.recalls.items()
+            }
+            yield num_users, {name: ranks[self._lists_of(name)] for name in self.variants}
 
 
-def _recall_ranks(
+def recall_ranks(
     evaluator: tuple[Any, ...], row_groups: "list[RowGroup]", actors: ActorRange
-) -> dict[str, Any]:
-    """Ranks of all users, float64 [U], by variant."""
+) -> "dict[str, Ranks]":
+    """Ranks of all users, float64 [U], by variant. ``evaluator``: the arguments of ``RecallEvaluator``."""
     import numpy as np
 
     pieces: dict[int, list[dict[str, Any]]] = {number: [] for number in range(len(row_groups))}
@@ -246,7 +316,7 @@ def measure_baselines(
     ]
     ranks = {"popularity": [first for first, _ in pieces], "markov": [second for _, second in pieces]}
     joined = {name: np.concatenate([np.empty(0), *parts]) for name, parts in ranks.items()}
-    return {name: rank_metrics(values) for name, values in joined.items() if len(values)}
+    return {name: rank_metrics(values, recall.k) for name, values in joined.items() if len(values)}
 
 
 def _start_baselines(

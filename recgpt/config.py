@@ -45,11 +45,14 @@ class SplitSettings:
 
 @dataclass(config=_STRICT)
 class UserSettings:
-    """The user module: a vector per user, added to every position."""
+    """The user module: a vector per user at every position."""
 
     kind: Literal["none", "hashed", "table"] = "none"
     """`none`: the model is not personal. `hashed`: users share `buckets` rows by a hash of their id.
     `table`: a row for each user of the dataset, sharded over the ranks like the item table."""
+    combine: Literal["add", "gate"] = "add"
+    """`add`: the user's vector is added to each item's. `gate`: as much of each of its values as a layer
+    decides that looks at the item's vector and the user's."""
     buckets: Positive = 4096
     """Kind `hashed`: rows of the user table (global)."""
     dropout: Rate = 0.5
@@ -60,7 +63,7 @@ class UserSettings:
 class ModelSettings:
     """The GPT."""
 
-    width: Positive = 64
+    width: Positive = 128
     """Size of the item vectors and of the hidden state."""
     layers: Positive = 2
     """Number of transformer blocks."""
@@ -68,6 +71,11 @@ class ModelSettings:
     """Attention heads; must divide `width`."""
     max_history: Annotated[int, Field(ge=2)] = 50
     """Longest input, in items per user, generated ones included; older items are cut off."""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """How an interest vector scores an item: `cosine` over `temperature`, so that rare items, whose vectors
+    stay short, are not behind; or `dot`, their dot product."""
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    """Similarity `cosine`: what it is divided by; the lower, the sharper."""
     dropout: Rate = 0.5
     """Dropout on the input vectors and after each attention and feed-forward part."""
     user: UserSettings = Field(default_factory=UserSettings)
@@ -121,12 +129,14 @@ class LossSettings:
 class OptimizerSettings:
     """AdamW for the GPT and a replicated item table; learning rates and decay for every table."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     """Peak learning rate."""
     table_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate of sharded tables. None: as `learning_rate`."""
     warmup_steps: NotNegative = 100
-    """Optimizer steps of linear warm-up; the rate is constant afterwards."""
+    """Optimizer steps of linear warm-up."""
+    decay: Literal["constant", "linear"] = "linear"
+    """After the warm-up the rate stays, or falls to 0 in a line over the stage's `max_epochs`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay per step, times the learning rate."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -151,7 +161,7 @@ class OptimizerSettings:
 class DataSettings:
     """Batches and their order."""
 
-    tokens_per_batch: Positive = 512
+    tokens_per_batch: Positive = 2048
     """Most real inputs in a step (global: the sum over all ranks); a history of n items gives n - 1."""
     lanes: Positive = 4
     """Independent streams of histories (global), dealt out to the ranks; best a multiple of the workers, at
@@ -179,9 +189,9 @@ class ValidationSettings:
 class StageSettings:
     """One training stage."""
 
-    max_epochs: Positive = 100
+    max_epochs: Positive = 40
     """Epochs at most."""
-    patience: Positive = 6
+    patience: Positive = 10
     """Validations without a new best after which the stage ends."""
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
 
@@ -196,8 +206,16 @@ class PromptSettings:
     """Share of histories whose last `last_items` inputs are replaced by generated ones; the rest is plain."""
     last_items: Positive = 1
     """How many inputs the `last` placement replaces."""
+    train_from_rank: Positive | None = None
+    """`interleaved`: a generated item is trained for the item that the user chose in its place, where the
+    model ranks that no better than this: what a step of recall is asked for once the steps before have taken
+    the better ones. And one follows the last real item, too. None: a generated item has no target."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """A generated item is drawn in proportion to exp(score / `temperature`). 0: it is the best one."""
+    allow_seen: bool = False
+    """True: an item that is in the history already may be generated."""
     pool_items: Positive | None = None
-    """A generated item is the best of this many items, drawn like negatives (global). None: of all items."""
+    """A generated item is one of this many items, drawn like negatives (global). None: of all items."""
 
 
 @dataclass(config=_STRICT)
@@ -264,7 +282,7 @@ class TrainSettings:
     pretrain: StageSettings = Field(default_factory=StageSettings)
     prompt_tune: StageSettings = Field(
         default_factory=lambda: StageSettings(
-            max_epochs=10, patience=3, optimizer=OptimizerSettings(learning_rate=2e-4)
+            max_epochs=8, patience=4, optimizer=OptimizerSettings(learning_rate=5e-4)
         )
     )
     prompts: PromptSettings = Field(default_factory=PromptSettings)

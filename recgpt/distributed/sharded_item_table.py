@@ -41,6 +41,7 @@ class ShardedItemTable(ShardedTable):
         count_R: Tensor,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        unit_rows: bool = False,
     ):
         self.num_items = num_items
         self.loss = loss
@@ -50,7 +51,7 @@ class ShardedItemTable(ShardedTable):
         # Before the rows: what sorting takes for a moment is free again when they come.
         total_count = int(count_R.sum())
         self.sampler = NegativeSampler(loss, count_R[first:end].to(device), self.first_scored, total_count)
-        super().__init__(num_items + 1, width, seed, device, dtype)
+        super().__init__(num_items + 1, width, seed, device, dtype, unit_rows)
 
     def loss_sum(self, interest_TD: Tensor, target_T: Tensor) -> Tensor:
         """Sum over this rank's targets of the loss; a scalar.
@@ -62,23 +63,30 @@ class ShardedItemTable(ShardedTable):
         return _ShardedSoftmaxLoss.apply(interest_TD, target_T, self)
 
     def best_item(
-        self, interest_TD: Tensor, excluded: ExcludedPairs, pool_items: int | None = None
+        self,
+        interest_TD: Tensor,
+        excluded: ExcludedPairs,
+        pool_items: int | None = None,
+        temperature: float = 0.0,
     ) -> Tensor:
         """The best allowed item index of each interest vector, int64 [T]; the lower one wins a tie.
 
-        The best of all items or, with ``pool_items``, of that many drawn ones, the ranks together.
+        The best of all items or, with ``pool_items``, of that many drawn ones, the ranks together. With a
+        ``temperature`` one of them is drawn, in proportion to exp(score / temperature).
         """
         everywhere = self._gather(interest_TD, excluded)
         block = self.loss.block_items
         if pool_items is None:
-            rows = self.rows_in_use()
+            rows = self.all_vectors()
             best_A, row_A = best_row(
-                everywhere.interest_AD, rows, self.first_scored, block, everywhere.excluded
+                everywhere.interest_AD, rows, self.first_scored, block, everywhere.excluded, temperature
             )
         else:
             row_S = self.sampler.draw(self._share(pool_items)).unique()
             among = everywhere.excluded.among(row_S)
-            best_A, place_A = best_row(everywhere.interest_AD, self.read(row_S), 0, block, among)
+            best_A, place_A = best_row(
+                everywhere.interest_AD, self.vectors(row_S), 0, block, among, temperature
+            )
             row_A = row_S[place_A]
         global_best_A = collectives.max_over_ranks(best_A.clone())
         index_A = torch.where(best_A == global_best_A, row_A + self.first, self.num_rows)
@@ -91,13 +99,13 @@ class ShardedItemTable(ShardedTable):
         """
         everywhere = self._gather(interest_TD, excluded.with_targets(target_T))
         local_A = self.local_rows(collectives.gather_rows(target_T, everywhere.sizes))
-        target_AD = self.read(local_A.clamp(min=0)).to(interest_TD.dtype)
+        target_AD = self.vectors(local_A.clamp(min=0)).to(interest_TD.dtype)
         score_A = (everywhere.interest_AD * target_AD).sum(1).where(local_A >= 0, 0)
         collectives.sum_over_ranks(score_A)
         above_A = count_at_least(
             everywhere.interest_AD,
             score_A,
-            self.rows_in_use(),
+            self.all_vectors(),
             self.first_scored,
             self.loss.block_items,
             everywhere.excluded,
@@ -112,13 +120,13 @@ class ShardedItemTable(ShardedTable):
         """
         block = self.loss.block_items
         if loss_kind(self.loss, self.num_items) == "full":
-            rows = self.rows_in_use()
+            rows = self.all_vectors()
             return SoftmaxScores(interest_AD, rows, local_A, block, self.first_scored, None), None
         here = local_A >= 0
         sampled = self.sampler.sample(self._share(self.loss.negatives), local_A[here], len(local_A))
         place_A = torch.searchsorted(sampled.row_S, local_A).where(here, -1)
         log_weight_S = sampled.log_weight_S.to(interest_AD.dtype)
-        rows_SD = self.read(sampled.row_S)
+        rows_SD = self.vectors(sampled.row_S)
         return SoftmaxScores(interest_AD, rows_SD, place_A, block, 0, log_weight_S), sampled.row_S
 
     def _share(self, draws: int) -> int:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from recgpt.distributed import collectives
 from recgpt.model.item_table import initial_rows
+from recgpt.model.unit_rows import UnitRows, gradient_by_raw_rows, unit
 
 
 def row_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -36,16 +37,24 @@ class ShardedTable:
 
     It is no module and has no parameters, so that the engine around the GPT does not see it. Rows
     are kept and sent as ``rows.dtype``; vectors, gradients and losses are computed in ``compute_dtype``,
-    which is float32 unless the rows are float64.
+    which is float32 unless the rows are float64. With ``unit_rows`` vectors are rows divided by their
+    length: gradients travel as those by vectors, and become those by rows where the rows are.
 
     Rows are reached through ``read``, ``rows_in_use`` and, by the optimizer, ``write`` alone: a store that
     keeps cold rows elsewhere (in pinned host memory, say) has these three to replace.
     """
 
     def __init__(
-        self, num_rows: int, width: int, seed: int, device: torch.device, dtype: torch.dtype = torch.float32
+        self,
+        num_rows: int,
+        width: int,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        unit_rows: bool = False,
     ):
         self.num_rows = num_rows
+        self.unit_rows = unit_rows
         world_size = collectives.world_size()
         assert num_rows >= world_size, "fewer table rows than workers"
         bounds = [row_range(num_rows, rank, world_size)[0] for rank in range(1, world_size)]
@@ -75,6 +84,19 @@ class ShardedTable:
         self.bring_up_to_date(row_U)
         return self.rows.index_select(0, row_U)
 
+    def vectors(self, row_U: Tensor) -> Tensor:
+        """What local rows ``row_U`` (int64 [U]) show: themselves or, with ``unit_rows``, of length 1."""
+        return self.shown(self.read(row_U))
+
+    def all_vectors(self) -> Tensor | UnitRows:
+        """What all local rows show, [N, D]."""
+        rows_ND = self.rows_in_use()
+        return UnitRows(rows_ND, self.compute_dtype) if self.unit_rows else rows_ND
+
+    def shown(self, rows_UD: Tensor) -> Tensor:
+        """Rows in ``rows.dtype`` as they take part in lookups and losses."""
+        return unit(rows_UD.to(self.compute_dtype)) if self.unit_rows else rows_UD
+
     def rows_in_use(self) -> Tensor:
         """All local rows as they are now, ``rows.dtype`` [N, D]: the tensor itself."""
         self.bring_up_to_date(None)
@@ -95,6 +117,8 @@ class ShardedTable:
         or, when every row took part in a loss, (None, [N, D]).
         """
         rows, gradient = self._gradient.take(self.rows.shape[1], self.compute_dtype, self.rows.device)
+        if self.unit_rows:
+            gradient_by_raw_rows(self.rows_in_use() if rows is None else self.read(rows), gradient)
         return rows, gradient.div_(collectives.world_size())
 
     def owner(self, id_T: Tensor) -> Tensor:
@@ -168,7 +192,7 @@ class _Lookup(torch.autograd.Function):
         ctx.route = _Route(position_T, *sizes, asked_ids - table.first)
         vector_UD = collectives.exchange_rows(table.read(ctx.route.asked_rows), *reversed(sizes))
         ctx.table, ctx.num_unique = table, len(unique_ids)
-        return vector_UD.to(table.compute_dtype)[position_T]
+        return table.shown(vector_UD).to(table.compute_dtype)[position_T]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:

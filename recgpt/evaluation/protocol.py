@@ -2,9 +2,8 @@
 
 A user's held-out item of a split (``recgpt.data.sequences`` says which) is looked for in the list
 of k candidates that autoregressive recall, exactly as in production, makes of the items before it.
-All items of the catalogue compete, except those of the user's whole input history (seen items),
-unless the model serves these too (``keep_seen``). Items that recur are then out of reach, for the
-model and for the baselines alike. A held-out item outside the list has an infinite rank.
+All items of the catalogue compete. What becomes of those of the user's whole input history (seen
+items) is said by ``SeenItems``. A held-out item outside the list has an infinite rank.
 """
 
 from collections.abc import Iterator
@@ -18,14 +17,24 @@ import torch
 from recgpt.config import RecallSettings, SplitSettings
 from recgpt.data.dataset import HistoryDataset, RowGroup
 from recgpt.data.sequences import history_lists, resolve_time_bounds, split_columns, split_histories
-from recgpt.evaluation.metrics import Ranks, served_ranks
+from recgpt.evaluation.metrics import Ranks, ranks_with_seen_at_zero, served_ranks
+from recgpt.model.gpt import GPT
 from recgpt.retrieval.autoregressive import AutoregressiveRecall
 from recgpt.retrieval.recall_model import scale_quotas
-from recgpt.schema import TARGET, USER_HASH
+from recgpt.schema import TARGET, UNKNOWN_USER, USER_HASH
 
-SERVED = "served"  # the variant with the model's own recall settings
+# Variants of recall that are measured.
+SERVED = "served"  # as the model serves
+ONE_STEP = "one_step"
+TWO_STEP = "two_step"
+UNKNOWN_USERS = "unknown_users"  # as the model serves users whom it does not know
 
 HeldOutPart = Literal["valid", "test"]
+
+SeenItems = Literal["mask", "zero", "keep"]
+"""`mask`: seen items are never served; one that recurs as held-out item is out of reach. `keep`: they compete
+like all others. `zero`: they compete with score 0, as in the code of the RecGPT authors; see
+``ranks_with_seen_at_zero``. The baselines have no such scores: for them `zero` is as `mask`."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,15 @@ class HeldOutUsers:
         return HeldOutUsers(
             item_T, offsets - offsets[0], self.user_hash_B[first:end], self.target_B[first:end]
         )
+
+    def seen(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """How many distinct items each user has seen, int64 [B], and whether the target is one, bool [B]."""
+        users = len(self.target_B)
+        row_T = np.repeat(np.arange(users), np.diff(self.offsets))
+        row_P, item_P = np.unique(np.stack([row_T, self.item_T]), axis=1)
+        num_seen_B = np.bincount(row_P, minlength=users)
+        target_seen_B = np.bincount(row_P[item_P == self.target_B[row_P]], minlength=users) > 0
+        return num_seen_B, target_seen_B
 
 
 def read_held_out(
@@ -75,27 +93,48 @@ def training_histories(
         yield history_lists(split_histories(table, split, "train", time_bounds))
 
 
-def ranks_of_recall(recall: AutoregressiveRecall, users: HeldOutUsers) -> Ranks:
-    """The rank of each user's held-out item in the list that ``recall`` serves, float64 [B]."""
+def ranks_of_recall(recall: AutoregressiveRecall, users: HeldOutUsers, seen_at_zero: bool = False) -> Ranks:
+    """The rank of each user's held-out item in the list that ``recall`` serves, float64 [B].
+
+    ``recall`` masks or keeps seen items. ``seen_at_zero``: it masks them, but ranks are those of seen items
+    with score 0.
+    """
     served = recall.recommend(
         torch.from_numpy(users.item_T.astype(np.int64)),
         torch.from_numpy(users.offsets.astype(np.int64)),
         torch.from_numpy(users.user_hash_B.copy()),  # Arrow's memory is read-only
     )
-    return served_ranks(
-        served.item_index_BK.numpy(), served.score_BK.numpy(), served.step_BK.numpy(), users.target_B
-    )
+    lists = served.item_index_BK.numpy(), served.score_BK.numpy(), served.step_BK.numpy(), users.target_B
+    if not seen_at_zero:
+        return served_ranks(*lists)
+    assert not recall.settings.keep_seen, "seen items are put at zero in lists without them"
+    return ranks_with_seen_at_zero(*lists, *users.seen())
 
 
-def recall_variants(settings: RecallSettings) -> dict[str, RecallSettings]:
-    """The recall settings to measure: the model's own (``served``), ``one_step`` and ``two_step``.
+def recall_variants(settings: RecallSettings, personal: bool = False) -> dict[str, RecallSettings]:
+    """The recall settings to measure: those given (``served``), ``one_step`` and ``two_step``.
 
-    All have the same k. Two steps take the model's own quotas if it has two, else 9 to 1, which is
-    (18, 2) for k = 20.
+    All have the same k. Two steps take the given quotas if there are two, else 9 to 1, which is
+    (18, 2) for k = 20. A ``personal`` model, one with a vector per user, is also measured with the given
+    settings on ``unknown_users``: what new users get.
     """
     two_step = settings.quotas if len(settings.quotas) == 2 else scale_quotas((9, 1), settings.k)
-    return {
+    variants = {
         SERVED: settings,
-        "one_step": replace(settings, quotas=(settings.k,)),
-        "two_step": replace(settings, quotas=two_step),
+        ONE_STEP: replace(settings, quotas=(settings.k,)),
+        TWO_STEP: replace(settings, quotas=two_step),
     }
+    return {**variants, UNKNOWN_USERS: settings} if personal else variants
+
+
+class _GPTWithoutUsers(GPT):
+    def user_rows(self, user_hash_B: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(user_hash_B, UNKNOWN_USER)
+
+
+def without_users(gpt: GPT) -> GPT:
+    """The same model, with the same memory for its weights, to which every user is an unknown one."""
+    impersonal = _GPTWithoutUsers(gpt.settings)
+    impersonal.load_state_dict(gpt.state_dict(), assign=True)
+    impersonal.user = gpt.user  # a table of users is no part of the state dict
+    return impersonal.eval()

@@ -5,15 +5,31 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from recgpt.evaluation.metrics import CUTOFFS
+from recgpt.evaluation.metrics import metric_names
 
-METRICS = (*(f"hit_rate@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS), "mrr")
 WIDTH_WHERE_NO_TERMINAL = 130
 
 
 def metrics_table(result: dict[str, Any]) -> Table:
     """One row per baseline and recall variant, one column per metric; the best of a column is bold."""
-    rows: dict[str, dict[str, float]] = {}
+    rows = _rows(result)
+    metrics = metric_names(result["k"])
+    title = (
+        f"{result['split']} split, {result['protocol']}, {result['num_users']:,} users, "
+        f"lists of {result['k']}, seen items: {result['seen']}"
+    )
+    table = Table("", *metrics, title=title)
+    best = {metric: max(row[metric] for row in rows.values()) for metric in metrics}
+    for name, row in rows.items():
+        cells = [f"{row[metric]:.4f}" for metric in metrics]
+        bold = [row[metric] == best[metric] for metric in metrics]
+        table.add_row(name, *(f"[bold]{cell}[/]" if b else cell for cell, b in zip(cells, bold, strict=True)))
+    return table
+
+
+def _rows(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The metrics of each row by its title. The served list has none of its own where it is one of them."""
+    rows: dict[str, dict[str, Any]] = {}
     for name, title in (("popularity", "popularity"), ("markov", "item-to-item Markov")):
         if name in result["baselines"]:
             rows[title] = result["baselines"][name]
@@ -21,19 +37,26 @@ def metrics_table(result: dict[str, Any]) -> Table:
     rows["RecGPT, two steps"] = result["two_step"]
     if result["quotas"] not in (result["one_step"]["quotas"], result["two_step"]["quotas"]):
         rows[f"RecGPT, {len(result['quotas'])} steps"] = result
-    title = f"{result['split']} split, {result['protocol']}, {result['num_users']:,} users"
-    table = Table("", *METRICS, title=title)
-    best = {metric: max(row[metric] for row in rows.values()) for metric in METRICS}
-    for name, row in rows.items():
-        cells = [f"{row[metric]:.4f}" for metric in METRICS]
-        bold = [row[metric] == best[metric] for metric in METRICS]
-        table.add_row(name, *(f"[bold]{cell}[/]" if b else cell for cell, b in zip(cells, bold, strict=True)))
-    return table
+    if "unknown_users" in result:
+        rows["RecGPT, unknown users"] = result["unknown_users"]
+    return rows
+
+
+def difference_line(result: dict[str, Any]) -> str:
+    """By how much the served list is better than that of one step, at its end."""
+    metric = f"hit_rate@{result['k']}"
+    interval = result["difference"][metric]
+    return (
+        f"served list against one step, {metric}: {interval['mean']:+.4f} "
+        f"(95 % interval {interval['low']:+.4f} to {interval['high']:+.4f})"
+    )
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """Print the table on stdout."""
+    """Print the table on stdout, and what more than one step changes if the model takes more."""
     console = Console()
     if not console.is_terminal:  # a pipe or a file has no width to respect: cut no number off there
         console = Console(width=max(console.width, WIDTH_WHERE_NO_TERMINAL))
     console.print(metrics_table(result))
+    if len(result["quotas"]) > 1:
+        console.print(difference_line(result), highlight=False, soft_wrap=True)

@@ -8,8 +8,8 @@ the users that it knows.
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import accumulate
 from typing import Annotated, Any, TypeAlias
 
@@ -94,6 +94,23 @@ def save_model(
         write(USERS_FILE, {"hashes": known_users.hashes})
         description[USER_TABLE] = _save_table(write, USER_TABLE, user_table, known_users.num_rows)
     storage.write_json(storage.join(url, INFO_FILE), {**description, CHECKSUMS: sums})
+
+
+def save_quotas(url: str, quotas: Sequence[int]) -> None:
+    """Let an exported model serve these recall quotas unless told otherwise; ``k`` becomes their sum.
+
+    ``model.json`` is replaced whole or not at all. What else it says stays, checksums included.
+    ``model_fingerprint`` covers the file: with other quotas it is another model to all that was made from it.
+    An approximate index has to be built again. `recgpt generate` begins anew where it was interrupted, does
+    not replace finished candidates without ``--overwrite``, and ends with an error if it is at work. A run
+    that was started from the model cannot be gone on with. If the model's own run trains on, it exports the
+    model again, with the quotas of its settings.
+    Raises ``UserError`` if there is no model that this version can read.
+    """
+    description = _read_description(url)
+    where = storage.join(url, INFO_FILE)
+    recall = replace(_info(description, where).recall, k=sum(quotas), quotas=tuple(quotas))
+    storage.write_json(where, {**description, "recall": to_dict(recall)})
 
 
 def _save_table(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from recgpt.config import ModelSettings
 from recgpt.model.attention import CausalSelfAttention, KeyValueCache, Layout
 from recgpt.model.item_table import INIT_STANDARD_DEVIATION
+from recgpt.model.unit_rows import unit
 from recgpt.model.users import KnownUsers
 from recgpt.schema import UNKNOWN_USER
 
@@ -89,6 +90,8 @@ class GPT(nn.Module):
         self.position = nn.Embedding(settings.max_history, settings.width)
         self.segment = nn.Embedding(2, settings.width)
         self.user = user_module(settings)
+        gated = settings.user.kind != "none" and settings.user.combine == "gate"
+        self.user_gate = nn.Linear(2 * settings.width, settings.width) if gated else None
         self.known_users: KnownUsers | None = None
         self.dropout = nn.Dropout(settings.dropout)
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.layers))
@@ -115,7 +118,7 @@ class GPT(nn.Module):
         x_TD = self._embed(item_TD, layout, self._user_vectors(user_row_B), segment_T, position_T)
         for block in self.blocks:
             x_TD = block(x_TD, layout)
-        return self.final_norm(x_TD)
+        return self._interest(x_TD)
 
     def prefill(
         self, item_TD: Tensor, layout: Layout, user_row_B: Tensor, extra: int
@@ -134,7 +137,7 @@ class GPT(nn.Module):
             caches.append(cache)
         x_BD, cache = last_block.prefill_last(x_TD, layout, layout.offsets[1:] - 1, extra)
         caches.append(cache)
-        return self.final_norm(x_BD), HistoryState(caches, layout.offsets.diff(), user_BD)
+        return self._interest(x_BD), HistoryState(caches, layout.offsets.diff(), user_BD)
 
     def extend(self, item_BD: Tensor, segment: int, state: HistoryState) -> Tensor:
         """Append one item to each history and return the next interest vectors [B, D]; updates ``state``."""
@@ -143,7 +146,7 @@ class GPT(nn.Module):
         for block, cache in zip(cast(Iterable[Block], self.blocks), state.caches, strict=True):
             x_BD = block.extend(x_BD, state.next_position, cache)
         state.next_position = state.next_position + 1
-        return self.final_norm(x_BD)
+        return self._interest(x_BD)
 
     def user_rows(self, user_hash_B: Tensor) -> Tensor:
         """Rows for the user vectors, int64 [B], from user hashes (int64 [B]).
@@ -158,6 +161,13 @@ class GPT(nn.Module):
             return user_hash_B.remainder(self.settings.user.buckets) + 1
         assert self.known_users is not None, "a table of users needs gpt.known_users"
         return self.known_users.rows(user_hash_B)
+
+    def _interest(self, x_TD: Tensor) -> Tensor:
+        """Interest vectors [T, D]: their dot products with item vectors are the scores."""
+        interest_TD = self.final_norm(x_TD)
+        if self.settings.similarity == "dot":
+            return interest_TD
+        return unit(interest_TD) / self.settings.temperature
 
     def _user_vectors(self, user_row_B: Tensor) -> Tensor | None:
         if self.settings.user.kind == "none":
@@ -183,8 +193,14 @@ class GPT(nn.Module):
     ) -> Tensor:
         x_TD = item_TD + self.position(position_T) + self.segment(segment_T)
         if user_TD is not None:
-            x_TD = x_TD + user_TD
+            x_TD = x_TD + self._let_through(user_TD, item_TD)
         return self.dropout(x_TD)
+
+    def _let_through(self, user_TD: Tensor, item_TD: Tensor) -> Tensor:
+        """What of the user vectors is added to the item vectors."""
+        if self.user_gate is None:
+            return user_TD
+        return user_TD * torch.sigmoid(self.user_gate(torch.cat([item_TD, user_TD], -1)))
 
 
 def user_module(settings: ModelSettings) -> nn.Module | None:

@@ -13,6 +13,7 @@ from recgpt.model.fused_loss import fused_cross_entropy, fused_kernel_fits
 from recgpt.model.losses import softmax_loss_sum
 from recgpt.model.negatives import NegativeSampler
 from recgpt.model.scoring import ExcludedPairs, best_row, count_at_least
+from recgpt.model.unit_rows import unit
 
 INIT_STANDARD_DEVIATION = 0.02
 _INIT_CHUNK_ROWS = 4096
@@ -23,19 +24,36 @@ class ItemTable(nn.Module):
 
     Args:
         loss: what ``loss_sum`` computes.
+        unit_rows: show rows divided by their length, for cosine similarity.
         count_R: int64, occurrences of each row in the log, 0 for padding; decides what is drawn.
     """
 
-    def __init__(self, num_items: int, width: int, seed: int, loss: LossSettings, count_R: Tensor):
+    def __init__(
+        self,
+        num_items: int,
+        width: int,
+        seed: int,
+        loss: LossSettings,
+        count_R: Tensor,
+        unit_rows: bool = False,
+    ):
         super().__init__()
         self.num_items = num_items
         self.loss = loss
+        self.unit_rows = unit_rows
         self.sampler = NegativeSampler(loss, count_R, first=1, total_count=int(count_R.sum()))
         self.weight = nn.Parameter(initial_rows(seed, 0, num_items + 1, width))
 
     def forward(self, item_index_T: Tensor) -> Tensor:
         """Item vectors [T, D] of item indices (int64 [T])."""
-        return nn.functional.embedding(item_index_T, self.weight)
+        return self._shown(nn.functional.embedding(item_index_T, self.weight))
+
+    def vectors(self) -> Tensor:
+        """All item vectors, [R, D]."""
+        return self._shown(self.weight)
+
+    def _shown(self, rows_ND: Tensor) -> Tensor:
+        return unit(rows_ND) if self.unit_rows else rows_ND
 
     def loss_sum(self, interest_TD: Tensor, target_T: Tensor) -> Tensor:
         """Sum over targets (int64 [T], item indices >= 1) of the loss; a scalar."""
@@ -43,26 +61,31 @@ class ItemTable(nn.Module):
         if kind == "binary":
             return binary_loss_sum(self, interest_TD, target_T, self.num_items, self.loss)
         if kind == "full" and fused_kernel_fits(interest_TD):
-            return fused_cross_entropy(interest_TD, self.weight, target_T)
+            return fused_cross_entropy(interest_TD, self.vectors(), target_T)
         if kind == "full":
-            return softmax_loss_sum(interest_TD, self.weight, target_T, block, first=1)
+            return softmax_loss_sum(interest_TD, self.vectors(), target_T, block, first=1)
         sampled = self.sampler.sample(self.loss.negatives, target_T, len(target_T))
         place_T = torch.searchsorted(sampled.row_S, target_T)
         log_weight_S = sampled.log_weight_S.to(interest_TD.dtype)
         return softmax_loss_sum(interest_TD, self(sampled.row_S), place_T, block, 0, log_weight_S)
 
     def best_item(
-        self, interest_TD: Tensor, excluded: ExcludedPairs, pool_items: int | None = None
+        self,
+        interest_TD: Tensor,
+        excluded: ExcludedPairs,
+        pool_items: int | None = None,
+        temperature: float = 0.0,
     ) -> Tensor:
         """The best allowed item index of each interest vector, int64 [T]; the lower one wins a tie.
 
-        The best of all items or, with ``pool_items``, of that many drawn ones.
+        The best of all items or, with ``pool_items``, of that many drawn ones. With a ``temperature`` one of
+        them is drawn, in proportion to exp(score / temperature).
         """
         block = self.loss.block_items
         if pool_items is None:
-            return best_row(interest_TD, self.weight, 1, block, excluded)[1]
+            return best_row(interest_TD, self.vectors(), 1, block, excluded, temperature)[1]
         row_S = self.sampler.draw(pool_items).unique()
-        place_T = best_row(interest_TD, self.weight[row_S], 0, block, excluded.among(row_S))[1]
+        place_T = best_row(interest_TD, self(row_S), 0, block, excluded.among(row_S), temperature)[1]
         return row_S[place_T]
 
     def rank_of(self, interest_TD: Tensor, target_T: Tensor, excluded: ExcludedPairs) -> Tensor:
@@ -70,9 +93,9 @@ class ItemTable(nn.Module):
 
         A target that is itself excluded (its user chose it before) ranks after all items.
         """
-        score_T = (interest_TD * self.weight[target_T]).sum(1)
+        score_T = (interest_TD * self(target_T)).sum(1)
         others = excluded.with_targets(target_T)
-        above_T = count_at_least(interest_TD, score_T, self.weight, 1, self.loss.block_items, others)
+        above_T = count_at_least(interest_TD, score_T, self.vectors(), 1, self.loss.block_items, others)
         return excluded.ranks(above_T, target_T, len(self.weight))
 
 

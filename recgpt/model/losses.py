@@ -19,11 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recgpt.model.unit_rows import UnitRows
+
 # More than 32 MiB glibc takes from the system anew each time, which costs what computing again costs.
 KEPT_BYTES = 32 << 20
 # Larger blocks leave the cache between the passes over their scores, which halves the speed on a CPU.
-_SCORES_IN_CACHE = 1 << 19
-_TARGETS_AT_A_TIME = 512
+# On a GPU it is the other way round: small ones leave it waiting for the next.
+_SCORES_AT_A_TIME = {"cpu": 1 << 19, "cuda": 1 << 26}
+_TARGETS_AT_A_TIME = {"cpu": 512, "cuda": 1 << 16}
 _NEVER = -1e30  # log of a weight of 0; finite, because a block of nothing else would become NaN
 
 
@@ -79,7 +82,7 @@ class SoftmaxScores:
     def __init__(
         self,
         interest_AD: Tensor,
-        rows_ND: Tensor,
+        rows_ND: Tensor | UnitRows,
         target_row_A: Tensor,
         block_items: int,
         first: int = 0,
@@ -90,7 +93,9 @@ class SoftmaxScores:
         self._target_row_A = target_row_A
         self._log_weight_N = None if log_weight_N is None else log_weight_N.clamp(min=_NEVER)
         self._here = (target_row_A >= 0).nonzero().squeeze(1)
-        size = max(min(block_items, _SCORES_IN_CACHE // max(len(interest_AD), 1)), 1)
+        size = max(
+            min(block_items, _SCORES_AT_A_TIME[interest_AD.device.type] // max(len(interest_AD), 1)), 1
+        )
         if size % 32 == 0:
             size -= 16  # strides of a power of two share few sets of the cache: transposed, a quarter slower
         self._blocks = blocks(first, len(rows_ND), size) if len(interest_AD) else []
@@ -170,7 +175,7 @@ class _SoftmaxLoss(torch.autograd.Function):
         loss = interest_TD.new_zeros(())
         interest_gradient_TD = torch.empty_like(interest_TD)
         rows_gradient_ND = torch.zeros_like(rows_ND)
-        for start, end in blocks(0, len(target_row_T), _TARGETS_AT_A_TIME):
+        for start, end in blocks(0, len(target_row_T), _TARGETS_AT_A_TIME[interest_TD.device.type]):
             some = slice(start, end)
             scores = SoftmaxScores(interest_TD[some], rows_ND, target_row_T[some], *arguments)
             loss += (scores.log_sum_exp_A - scores.target_score_A).sum()

@@ -10,6 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from recgpt.model.unit_rows import UnitRows
+
 
 class RowRanges:
     """Consecutive pieces of a table, read like one tensor [R, D] without being copied together.
@@ -56,4 +58,4 @@ class RowRanges:
         return found_ND
 
 
-Rows: TypeAlias = Tensor | RowRanges
+Rows: TypeAlias = Tensor | RowRanges | UnitRows

@@ -39,6 +39,12 @@ class ExcludedPairs:
         return rank_T
 
 
+def no_pairs(device: torch.device) -> ExcludedPairs:
+    """Nothing is forbidden."""
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    return ExcludedPairs(nothing, nothing)
+
+
 def score_blocks(
     interest_TD: Tensor,
     rows_ND: Rows,
@@ -72,12 +78,25 @@ def score_blocks(
 
 @torch.no_grad()
 def best_row(
-    interest_TD: Tensor, rows_ND: Tensor, first: int, block_items: int, excluded: ExcludedPairs
+    interest_TD: Tensor,
+    rows_ND: Rows,
+    first: int,
+    block_items: int,
+    excluded: ExcludedPairs,
+    temperature: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The best score [T] and its row (int64 [T]); the lower row wins a tie. Without rows: -inf and row 0."""
+    """The best score [T] and its row (int64 [T]); the lower row wins a tie. Without rows: -inf and row 0.
+
+    With a temperature a row is drawn in proportion to exp(score / temperature): it is the best by the
+    scores that have Gumbel noise added (Gumbel 1954; Kool et al. 2019, arXiv 1903.06059), which are then
+    what is returned, so that the best over several shards is a draw from all their rows.
+    """
     best_T = interest_TD.new_full((len(interest_TD),), -torch.inf)
     row_T = torch.zeros(len(interest_TD), dtype=torch.int64, device=interest_TD.device)
     for start, scores_TM in score_blocks(interest_TD, rows_ND, first, block_items, excluded):
+        if temperature:
+            noise_TM = torch.empty_like(scores_TM).exponential_().log_()
+            scores_TM.sub_(noise_TM, alpha=temperature)
         block_best_T, block_row_T = scores_TM.max(1)
         better_T = block_best_T > best_T
         best_T = torch.where(better_T, block_best_T, best_T)
@@ -89,7 +108,7 @@ def best_row(
 def count_at_least(
     interest_TD: Tensor,
     threshold_T: Tensor,
-    rows_ND: Tensor,
+    rows_ND: Rows,
     first: int,
     block_items: int,
     excluded: ExcludedPairs,

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -15,8 +16,9 @@ from recgpt.distributed import collectives
 from recgpt.training import checkpoint
 from recgpt.training.checkpoint import Snapshot
 
-# The training's own collectives find out about a rank that hangs, and much sooner.
+# The training's own collectives find out about a rank that hangs, and much sooner: see ``_finish``.
 _LONGEST_WRITE = timedelta(hours=2)
+_SECONDS_BETWEEN_SIGNS = 1.0
 _PATIENCE_AFTER_AN_ERROR = 10.0  # seconds for the checkpoint that is being written
 
 
@@ -44,6 +46,7 @@ class CheckpointWriter:
         check_may_write: raises on rank 0 if another process has taken over the run.
         in_background: training goes on while the files are written, which takes a second copy of this
             rank's part of the state in host memory.
+        device: where the training's collectives take their tensors from.
     """
 
     def __init__(
@@ -52,11 +55,13 @@ class CheckpointWriter:
         needed: Callable[[], set[str]],
         check_may_write: Callable[[], None],
         in_background: bool,
+        device: torch.device | None = None,
     ):
         self._run = run
         self._needed = needed
         self._check_may_write = check_may_write
         self._in_background = in_background
+        self._device = device
         # The thread's collectives must not meet those of the training.
         self._group = collectives.side_group(_LONGEST_WRITE)
         self._writing: Future[Written] | None = None
@@ -90,13 +95,28 @@ class CheckpointWriter:
         thread = threading.Thread(target=self._run_write, args=(snapshot, pause, self._writing), daemon=True)
         thread.start()
         if not self._in_background:
-            self._writing.exception()
+            self._finish(self._writing)
         return before
 
     def wait(self) -> Written | None:
         """Until the last checkpoint is written. Raises what it could not be written for."""
-        writing, self._writing = self._writing, None
-        return writing.result() if writing else None
+        writing = self._writing
+        if writing is None:
+            return None
+        self._finish(writing)
+        self._writing = None
+        return writing.result()
+
+    def _finish(self, writing: "Future[Written]") -> None:
+        """Until the writing has ended, well or not, on all ranks.
+
+        They tell each other that they wait, in a collective of the training: a store may be slow for as long
+        as it is, but a rank that hangs while it writes is found out as one that hangs in a step is.
+        """
+        busy = torch.ones((), device=self._device)
+        while busy:
+            wait_for([writing], _SECONDS_BETWEEN_SIGNS)
+            busy = collectives.sum_over_ranks(torch.full_like(busy, not writing.done()))
 
     def _run_write(self, snapshot: Snapshot, pause: float, writing: "Future[Written]") -> None:
         try:

@@ -7,6 +7,7 @@ from recgpt.config import SplitSettings, TrainSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.data.sequences import resolve_time_bounds
 from recgpt.model.export import EXPORT_FOLDER, ITEM_TABLE, USER_TABLE, ModelInfo, save_model
+from recgpt.model.unit_rows import unit
 from recgpt.model.users import KnownUsers
 from recgpt.training import checkpoint
 
@@ -48,5 +49,8 @@ def export_checkpoint(
         item_table = iter(dense[_TABLE_WEIGHT].split(checkpoint.ROWS_PER_FILE))
     else:
         item_table = checkpoint.table_row_ranges(folder, name, ITEM_TABLE)
+    if settings.model.similarity == "cosine":
+        # Whoever serves the model then needs dot products alone.
+        item_table = map(unit, item_table)
     user_table = checkpoint.table_row_ranges(folder, name, USER_TABLE) if known_users else ()
     save_model(storage.join(folder, EXPORT_FOLDER), info, gpt, item_table, known_users, user_table)

@@ -35,7 +35,11 @@ class Table(Protocol):
     def loss_sum(self, interest_TD: Tensor, target_T: Tensor) -> Tensor: ...
 
     def best_item(
-        self, interest_TD: Tensor, excluded: ExcludedPairs, pool_items: int | None = None
+        self,
+        interest_TD: Tensor,
+        excluded: ExcludedPairs,
+        pool_items: int | None = None,
+        temperature: float = 0.0,
     ) -> Tensor: ...
 
     def rank_of(self, interest_TD: Tensor, target_T: Tensor, excluded: ExcludedPairs) -> Tensor: ...
@@ -100,22 +104,24 @@ def build_model(settings: TrainSettings, dataset: HistoryDataset, device: torch.
         gpt.user = user_table(settings, gpt.known_users.num_rows, device)
     width, num_items, table = settings.model.width, dataset.num_items, settings.item_table
     count_R = torch.from_numpy(np.concatenate([[0], dataset.item_counts()]))
+    unit_rows = settings.model.similarity == "cosine"
     if not is_sharded(settings, num_items):
         if table.optimizer != "adam" or table.row_dtype != "float32":
             raise UserError(
                 f"item_table.optimizer={table.optimizer}, item_table.row_dtype={table.row_dtype}: a "
                 "replicated table is trained by AdamW in float32; set item_table.placement=sharded"
             )
-        return NextItemModel(
-            gpt, ItemTable(num_items, width, settings.seed, settings.loss, count_R).to(device)
-        )
+        replicated = ItemTable(num_items, width, settings.seed, settings.loss, count_R, unit_rows)
+        return NextItemModel(gpt, replicated.to(device))
     if num_items < 2 * collectives.world_size():
         raise UserError(
             f"{dataset.url}: {num_items} items are too few to shard over {collectives.world_size()} workers; "
             "set item_table.placement=replicated"
         )
     dtype = getattr(torch, table.row_dtype)
-    sharded = ShardedItemTable(num_items, width, settings.seed, settings.loss, count_R, device, dtype)
+    sharded = ShardedItemTable(
+        num_items, width, settings.seed, settings.loss, count_R, device, dtype, unit_rows
+    )
     return NextItemModel(gpt, sharded)
 
 

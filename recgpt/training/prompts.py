@@ -9,7 +9,9 @@ after x_1..x_t:
     interleaved  x_1 g_1 x_2 g_2 x_3 ...      each x_t has target x_{t+1}, a g_t has none
     last         x_1 ... x_{n-1} g_{n-1}      the last real input is replaced, its target stays
 
-A generated item stands at the place of the real item that it guesses, with segment 1.
+A generated item stands at the place of the real item that it guesses, with segment 1. With
+``train_from_rank`` a g_t has target x_{t+1} too where the model ranks that no better, and a last one
+follows x_n: what the second step of recall is asked for, when the first has not found the item.
 """
 
 import torch
@@ -19,7 +21,7 @@ from recgpt.config import PromptSettings, TrainSettings
 from recgpt.data.hashing import uniform
 from recgpt.data.packing import PackedBatch
 from recgpt.model.attention import Layout, offsets_of_lengths
-from recgpt.model.scoring import ExcludedPairs
+from recgpt.model.scoring import ExcludedPairs, no_pairs
 from recgpt.schema import PADDING_INDEX, SEGMENT_GENERATED, SEGMENT_REAL, UNKNOWN_USER
 from recgpt.training.model import NextItemModel, TrainingBatch
 
@@ -67,8 +69,11 @@ def prompted_batch(
     last_B = ~interleaved_B & (draws < prompts.interleaved_share + prompts.last_share)
     with torch.no_grad():
         replaced = _replace_last(model, plain, last_B, prompts)
-        generated_T = _generate_after_each(model, plain, interleaved_B, prompts.pool_items)
-        return _interleave(replaced, generated_T, interleaved_B)
+        generated_T, target_T = _generate_after_each(model, plain, interleaved_B, prompts)
+        may_be_last_T = plain.position_T < model.gpt.settings.max_history - 1
+        if prompts.train_from_rank is None:
+            may_be_last_T = torch.zeros_like(may_be_last_T)  # without a target it would teach nothing
+        return _interleave(replaced, generated_T, target_T, interleaved_B, may_be_last_T)
 
 
 def prefix_pairs(item_index_T: Tensor, layout: Layout) -> ExcludedPairs:
@@ -81,9 +86,12 @@ def prefix_pairs(item_index_T: Tensor, layout: Layout) -> ExcludedPairs:
 
 
 def _generate_after_each(
-    model: NextItemModel, plain: TrainingBatch, chosen_B: Tensor, pool_items: int | None
-) -> Tensor:
-    """What the model generates after x_1..x_t, int64 [T], for every input of the chosen histories; else 0."""
+    model: NextItemModel, plain: TrainingBatch, chosen_B: Tensor, prompts: PromptSettings
+) -> tuple[Tensor, Tensor]:
+    """What the model generates after x_1..x_t, int64 [T], for every input of the chosen histories; else 0.
+
+    And, int64 [T], what each generated item is trained for; 0: nothing.
+    """
     token_T = chosen_B[Layout.from_offsets(plain.offsets).row].nonzero().squeeze(1)
     lengths = plain.offsets.diff()[chosen_B]
     chosen = TrainingBatch(
@@ -95,11 +103,17 @@ def _generate_after_each(
         plain.user_row_B[chosen_B],
     )
     layout = Layout.from_offsets(chosen.offsets)
-    excluded = prefix_pairs(chosen.item_index_T, layout)
+    excluded = no_pairs(token_T.device) if prompts.allow_seen else prefix_pairs(chosen.item_index_T, layout)
     generated_T = torch.full_like(plain.item_index_T, PADDING_INDEX)
+    target_T = torch.full_like(plain.item_index_T, PADDING_INDEX)
     interest = model.interest(chosen, layout)
-    generated_T[token_T] = model.item_table.best_item(interest, excluded, pool_items)
-    return generated_T
+    generated = model.item_table.best_item(interest, excluded, prompts.pool_items, prompts.temperature)
+    generated_T[token_T] = generated
+    if prompts.train_from_rank is not None:
+        rank = model.item_table.rank_of(interest, chosen.target_T, excluded)
+        missed = (rank >= prompts.train_from_rank) & (generated != chosen.target_T)
+        target_T[token_T] = chosen.target_T.where(missed, PADDING_INDEX)
+    return generated_T, target_T
 
 
 def _replace_last(
@@ -123,7 +137,8 @@ def _replace_last(
         model.item_table(history), kept_layout, plain.user_row_B[rows], count - 1
     )
     for step in range(count):
-        generated = model.item_table.best_item(interest_BD, excluded, prompts.pool_items)
+        allowed = no_pairs(rows.device) if prompts.allow_seen else excluded
+        generated = model.item_table.best_item(interest_BD, allowed, prompts.pool_items, prompts.temperature)
         place = plain.offsets[rows] + kept_lengths + step
         item_index_T[place] = generated
         segment_T[place] = SEGMENT_GENERATED
@@ -138,19 +153,23 @@ def _replace_last(
     )
 
 
-def _interleave(batch: TrainingBatch, generated_T: Tensor, chosen_B: Tensor) -> TrainingBatch:
-    """Put ``generated_T`` after every input but the last of the chosen histories."""
+def _interleave(
+    batch: TrainingBatch, generated_T: Tensor, target_T: Tensor, chosen_B: Tensor, may_be_last_T: Tensor
+) -> TrainingBatch:
+    """Put ``generated_T`` with ``target_T`` after the inputs of the chosen histories; after the last one of
+    a history only where ``may_be_last_T``.
+    """
     layout = Layout.from_offsets(batch.offsets)
     is_last_T = chosen_B.new_zeros(len(layout.row))
     is_last_T[batch.offsets[1:] - 1] = True
-    copies_T = 1 + (chosen_B[layout.row] & ~is_last_T).long()
+    copies_T = 1 + (chosen_B[layout.row] & (~is_last_T | may_be_last_T)).long()
     source = torch.repeat_interleave(copies_T)
     is_generated = torch.zeros(len(source), dtype=torch.bool, device=source.device)
     is_generated[1:] = source[1:] == source[:-1]
     ends = offsets_of_lengths(copies_T)
     return TrainingBatch(
         item_index_T=torch.where(is_generated, generated_T[source], batch.item_index_T[source]),
-        target_T=batch.target_T[source].where(~is_generated, PADDING_INDEX),
+        target_T=torch.where(is_generated, target_T[source], batch.target_T[source]),
         segment_T=batch.segment_T[source].where(~is_generated, SEGMENT_GENERATED),
         position_T=batch.position_T[source] + is_generated,
         offsets=ends[batch.offsets],

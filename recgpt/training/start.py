@@ -80,9 +80,10 @@ def _check_items(url: str, info: ModelInfo, dataset: HistoryDataset) -> None:
 
 def _shape(model: ModelSettings) -> dict[str, Any]:
     """The settings that decide which weights there are, and what they are used for, by key."""
-    keys = ["width", "layers", "heads", "max_history"]
-    shape = {f"model.{key}": getattr(model, key) for key in keys} | {"model.user.kind": model.user.kind}
-    return shape | ({"model.user.buckets": model.user.buckets} if model.user.kind == "hashed" else {})
+    keys = ["width", "layers", "heads", "max_history", "similarity"]
+    of_user = {"none": ["kind"], "hashed": ["kind", "buckets", "combine"], "table": ["kind", "combine"]}
+    shape = {f"model.{key}": getattr(model, key) for key in keys}
+    return shape | {f"model.user.{key}": getattr(model.user, key) for key in of_user[model.user.kind]}
 
 
 def _rows_here(table: Any) -> tuple[int, Tensor]:

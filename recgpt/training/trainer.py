@@ -106,13 +106,14 @@ class Trainer:
         self.recorder = recorder
         self.start_from = start_from
         self.stop_wanted = stop_wanted
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.writer = CheckpointWriter(
             folder,
             needed=lambda: needed_checkpoints(folder, settings.keep_checkpoints),
             check_may_write=lambda: run_folder.check_attempt(folder, attempt) if attempt else None,
             in_background=settings.checkpoint_in_background,
+            device=self.device,
         )
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.lanes = list(range(settings.data.lanes))[collectives.rank() :: collectives.world_size()]
         time_bounds = resolve_time_bounds(settings.data.split, dataset.manifest)
         self.validator = Validator(dataset, settings, time_bounds, self.device)
@@ -178,7 +179,7 @@ class Trainer:
                 self.bad_steps.left_out(self.state, before)
             else:
                 self.bad_steps.good()
-                rate = self._warmed_up(self._stage_settings.optimizer.learning_rate)
+                rate = self._scheduled(self._stage_settings.optimizer.learning_rate)
                 self.recorder.step(self.state, loss_sum, num_targets, rate)
             if self.state.step % self.settings.checkpoint_every_steps == 0:
                 self._save()
@@ -271,8 +272,8 @@ class Trainer:
         clipped = self._stage_settings.optimizer.gradient_clipping is not None
         norm = gradient_norm([gradient for _, gradient in gradients.values()]) if clipped else 0.0
         optimizer = self._stage_settings.optimizer
-        scale = self.engine.step(self._warmed_up(optimizer.learning_rate), norm)
-        table_rate = self._warmed_up(optimizer.table_learning_rate or optimizer.learning_rate)
+        scale = self.engine.step(self._scheduled(optimizer.learning_rate), norm)
+        table_rate = self._scheduled(optimizer.table_learning_rate or optimizer.learning_rate)
         for name, (rows, gradient) in gradients.items():
             self.row_optimizers[name].step(rows, gradient.mul_(scale), table_rate)
 
@@ -373,6 +374,12 @@ class Trainer:
         """A number that no other epoch of the run has, so that each has its own order."""
         return STAGES.index(self.state.stage) * 1_000_000 + self.state.epoch
 
-    def _warmed_up(self, rate: float) -> float:
-        done = (self.state.stage_step + 1) / max(self._stage_settings.optimizer.warmup_steps, 1)
-        return rate * min(1.0, done)
+    def _scheduled(self, rate: float) -> float:
+        """The learning rate of the step under way, whose peak is ``rate``."""
+        stage = self._stage_settings
+        warmed_up = min(1.0, (self.state.stage_step + 1) / max(stage.optimizer.warmup_steps, 1))
+        if stage.optimizer.decay == "constant":
+            return rate * warmed_up
+        # By users and not by steps: how many steps an epoch has is known only when it is over.
+        epochs = self.state.epoch + sum(self.state.consumed) / self.dataset.num_users
+        return rate * warmed_up * max(1 - epochs / stage.max_epochs, 0.0)

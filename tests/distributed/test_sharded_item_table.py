@@ -27,10 +27,10 @@ TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 RATE = 0.05
 
 
-def tables(loss: LossSettings) -> tuple[ItemTable, ShardedItemTable]:
+def tables(loss: LossSettings, unit_rows: bool = False) -> tuple[ItemTable, ShardedItemTable]:
     """The twins, in float64, with rows large enough to matter."""
-    reference = ItemTable(NUM_ITEMS, WIDTH, 3, loss, COUNTS).double()
-    sharded = ShardedItemTable(NUM_ITEMS, WIDTH, 3, loss, COUNTS, CPU)
+    reference = ItemTable(NUM_ITEMS, WIDTH, 3, loss, COUNTS, unit_rows).double()
+    sharded = ShardedItemTable(NUM_ITEMS, WIDTH, 3, loss, COUNTS, CPU, unit_rows=unit_rows)
     sharded.rows = sharded.rows.double() * 30
     reference.weight.data *= 30
     return reference, sharded
@@ -64,11 +64,11 @@ def assert_same_rows(sharded: ShardedItemTable, reference: ItemTable) -> None:
     torch.testing.assert_close(sharded.rows, expected, **TOLERANCE)
 
 
-def full_steps(case: str) -> None:
+def full_steps(case: str, unit_rows: bool) -> None:
     """Lookup, loss, gradients and three AdamW steps against one process that has the whole batch."""
     rank, world_size = collectives.rank(), collectives.world_size()
     everything = batches(case, world_size)
-    reference, sharded = tables(FULL)
+    reference, sharded = tables(FULL, unit_rows)
     settings = OptimizerSettings(weight_decay=0.1)
     optimizer = torch.optim.AdamW(
         reference.parameters(), lr=RATE, betas=(settings.beta1, settings.beta2), weight_decay=0.1
@@ -124,11 +124,11 @@ def expected_loss(reference: ItemTable, interest, targets, drawn, seed: int) -> 
     return sampled_softmax_reference(interest, reference(index), place, 0, log_weight)
 
 
-def drawn_steps(case: str, loss_settings: LossSettings) -> None:
+def drawn_steps(case: str, loss_settings: LossSettings, unit_rows: bool) -> None:
     """Losses over drawn items: loss, sparse gradients and three steps of plain gradient descent."""
     rank, world_size = collectives.rank(), collectives.world_size()
     everything = batches(case, world_size)
-    reference, sharded = tables(loss_settings)
+    reference, sharded = tables(loss_settings, unit_rows)
     rows_optimizer = row_optimizer("sgd", sharded, OptimizerSettings())
     num_targets = sum(len(targets) for _, targets in everything)
     inputs, targets = everything[rank]
@@ -153,7 +153,7 @@ def drawn_steps(case: str, loss_settings: LossSettings) -> None:
         assert_same_rows(sharded, reference)
 
 
-def scoring() -> None:
+def scoring(unit_rows: bool) -> None:
     """Best items and ranks, with excluded pairs, equal those of the whole table."""
     rank = collectives.rank()
     generator = torch.Generator().manual_seed(rank)
@@ -164,7 +164,7 @@ def scoring() -> None:
         torch.arange(tokens).repeat(8),
         torch.randint(1, NUM_ITEMS + 1, (8 * tokens,), generator=generator),
     )
-    reference, sharded = tables(FULL)
+    reference, sharded = tables(FULL, unit_rows)
     best = reference.best_item(interest, pairs)
     assert torch.equal(sharded.best_item(interest, pairs), best)
     assert torch.equal(sharded.rank_of(interest, targets, pairs), reference.rank_of(interest, targets, pairs))
@@ -213,10 +213,12 @@ def bytes_handed_over() -> None:
 
 def all_checks() -> None:
     for case in ("mixed", "one rank has none", "all on one owner", "repeated"):
-        full_steps(case)
-        for loss_settings in OTHERS.values():
-            drawn_steps(case, loss_settings)
-    scoring()
+        for unit_rows in (False, True):
+            full_steps(case, unit_rows)
+            for loss_settings in OTHERS.values():
+                drawn_steps(case, loss_settings, unit_rows)
+    scoring(unit_rows=False)
+    scoring(unit_rows=True)
     lookup_alone()
     bytes_handed_over()
 

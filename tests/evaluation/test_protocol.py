@@ -9,17 +9,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from recgpt.config import ModelSettings, RecallSettings, SplitSettings
+from recgpt.config import ModelSettings, RecallSettings, SplitSettings, UserSettings
 from recgpt.data.dataset import DatasetManifest, HistoryDataset, HistoryFile
 from recgpt.data.vocabulary import Vocabulary
+from recgpt.evaluation.metrics import rank_metrics
 from recgpt.evaluation.protocol import (
     HeldOutUsers,
     ranks_of_recall,
     read_held_out,
     recall_variants,
     training_histories,
+    without_users,
 )
 from recgpt.model.gpt import GPT
+from recgpt.model.users import KnownUsers, UserVectors
 from recgpt.retrieval.autoregressive import AutoregressiveRecall
 from recgpt.retrieval.index import ExactIndex
 from recgpt.storage import checksum
@@ -148,6 +151,97 @@ def test_a_range_without_held_out_users_gives_no_ranks(dataset):
     assert ranks_of_recall(recall, users).tolist() == []
 
 
+def users_of(*histories_and_targets) -> HeldOutUsers:
+    histories, targets = zip(*histories_and_targets, strict=True)
+    items = np.array([item for history in histories for item in history], np.int32)
+    offsets = np.cumsum([0, *map(len, histories)])
+    return HeldOutUsers(items, offsets, np.arange(len(targets)), np.array(targets))
+
+
+def test_what_users_have_seen():
+    users = users_of(([5, 5, 1], 5), ([2], 5), ([1, 2, 1], 3))
+    num_seen, target_seen = users.seen()
+    assert num_seen.tolist() == [2, 1, 2]
+    assert target_seen.tolist() == [True, False, False]
+    nobody = users.batch(0, 0)
+    assert [len(values) for values in nobody.seen()] == [0, 0]
+
+
+SCORES = {1: 3.0, 2: 2.0, 3: 2.0, 4: 0.0, 5: -1.0, 6: -2.0}
+USERS = [
+    ([5, 5], 2),  # items 2 and 3 tie; item 5 recurs
+    ([1, 2, 1], 5),  # two distinct items of three are seen
+    ([1, 2, 3], 4),  # more is seen than the model's input holds; a score of 0
+    ([3, 1, 3], 3),  # the target stands in the history
+    ([6, 5, 6], 6),
+]
+
+
+def recall_of_scores(quotas, keep_seen=False) -> AutoregressiveRecall:
+    """A model whose interest vector is always (1, 0, 0, 0), and whose items have their score in front."""
+    gpt = GPT(ModelSettings(width=4, max_history=2)).eval()
+    gpt.final_norm.weight.data.zero_()
+    gpt.final_norm.bias.data = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    table_RD = torch.zeros(7, 4)
+    table_RD[list(SCORES), 0] = torch.tensor(list(SCORES.values()))
+    settings = RecallSettings(k=sum(quotas), quotas=quotas, keep_seen=keep_seen)
+    return AutoregressiveRecall(gpt, ExactIndex(table_RD, 3), settings)
+
+
+def test_ranks_when_seen_items_are_masked():
+    ranks = ranks_of_recall(recall_of_scores((4,)), users_of(*USERS))
+    # of 1 2 3 4; 3 4 5 6; 4 5 6; 2 4 5 6; 1 2 3 4
+    assert ranks.tolist() == [3, 3, 1, np.inf, np.inf]
+
+
+def test_ranks_when_seen_items_are_kept():
+    ranks = ranks_of_recall(recall_of_scores((4,), keep_seen=True), users_of(*USERS))
+    # all of 1 2 3 4
+    assert ranks.tolist() == [3, np.inf, 4, 3, np.inf]
+
+
+def test_ranks_when_seen_items_are_at_zero():
+    ranks = ranks_of_recall(recall_of_scores((4,)), users_of(*USERS), seen_at_zero=True)
+    # Above 0; 3 + 2 is beyond the list; 1 + 3; behind 2, 4 and 1; behind 1 2 3 4 already.
+    assert ranks.tolist() == [3, np.inf, 4, 4, np.inf]
+
+
+def test_ranks_over_two_steps():
+    users = users_of(([1], 3), ([1], 4), ([2], 4), ([1, 2], 1))
+    recall = recall_of_scores((2, 2))
+    # 2 3, then 4 5 twice; 1 3, then 4 5; 3 4, then 5 6
+    assert ranks_of_recall(recall, users).tolist() == [2, 3, 3, np.inf]
+    assert ranks_of_recall(recall, users, seen_at_zero=True).tolist() == [2, 4, 4, 4]
+
+
+def test_metrics_of_the_protocol():
+    ranks = ranks_of_recall(recall_of_scores((4,)), users_of(*USERS))
+    metrics = rank_metrics(ranks, k=4)
+    assert metrics["hit_rate@4"] == metrics["hit_rate@5"] == pytest.approx(3 / 5)
+    assert metrics["ndcg@5"] == metrics["ndcg@20"] == pytest.approx((1 / 2 + 1 / 2 + 1) / 5)
+    assert metrics["mrr"] == pytest.approx((1 / 3 + 1 / 3 + 1) / 5)
+
+
+@pytest.mark.parametrize("kind", ["hashed", "table"])
+def test_without_users_all_are_shown_as_unknown(kind):
+    gpt = GPT(ModelSettings(width=4, max_history=4, user=UserSettings(kind=kind, buckets=3))).eval()
+    if kind == "table":
+        gpt.known_users = KnownUsers(torch.arange(3))
+        gpt.user = UserVectors(torch.randn(4, 4))
+    impersonal = without_users(gpt)
+    hashes = torch.arange(3)
+    assert impersonal.user_rows(hashes).tolist() == [0, 0, 0]
+    assert gpt.user_rows(hashes).tolist() == [1, 2, 3]
+    assert impersonal.user is gpt.user
+    assert impersonal.position.weight.data_ptr() == gpt.position.weight.data_ptr()
+
+    table_RD = torch.randn(6, 4)
+    history, offsets = torch.tensor([1, 2, 3] * 3), torch.tensor([0, 3, 6, 9])
+    recall = AutoregressiveRecall(impersonal, ExactIndex(table_RD, 2), RecallSettings(k=2, quotas=(1, 1)))
+    served = recall.recommend(history, offsets, hashes)
+    torch.testing.assert_close(served.score_BK, served.score_BK[:1].expand(3, 2))
+
+
 @pytest.mark.parametrize(
     ("quotas", "two_step"), [((18, 2), (18, 2)), ((15, 5), (15, 5)), ((20,), (18, 2)), ((16, 2, 2), (18, 2))]
 )
@@ -164,3 +258,10 @@ def test_variants_of_a_list_of_one():
     assert {settings.quotas for settings in recall_variants(RecallSettings(k=1, quotas=(1,))).values()} == {
         (1,)
     }
+
+
+def test_a_personal_model_is_also_measured_on_unknown_users():
+    served = RecallSettings(k=20, quotas=(15, 5))
+    variants = recall_variants(served, personal=True)
+    assert list(variants) == ["served", "one_step", "two_step", "unknown_users"]
+    assert variants["unknown_users"] == served

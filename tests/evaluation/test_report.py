@@ -4,7 +4,10 @@ import io
 
 from rich.console import Console
 
-from recgpt.evaluation.report import METRICS, metrics_table, print_result
+from recgpt.evaluation.metrics import metric_names
+from recgpt.evaluation.report import metrics_table, print_result
+
+METRICS = metric_names(20)
 
 
 def example(quotas, baselines=("popularity", "markov")):
@@ -16,8 +19,11 @@ def example(quotas, baselines=("popularity", "markov")):
         "one_step": row(0.3, [20]),
         "two_step": row(0.4, [18, 2]),
         "baselines": {name: dict.fromkeys(METRICS, 0.1) for name in baselines},
+        "difference": {"hit_rate@20": {"mean": 0.0012, "low": -0.00031, "high": 0.0021}},
         "split": "test",
         "protocol": "leave_one_out",
+        "k": 20,
+        "seen": "mask",
     }
 
 
@@ -29,7 +35,7 @@ def rendered(result) -> str:
 
 def test_rows_and_numbers():
     text = rendered(example([18, 2]))
-    assert "test split, leave_one_out, 1,234 users" in text
+    assert "test split, leave_one_out, 1,234 users, lists of 20, seen items: mask" in text
     positions = [
         text.index(name)
         for name in ("popularity", "item-to-item Markov", "RecGPT, one step", "RecGPT, two steps")
@@ -54,3 +60,25 @@ def test_numbers_are_whole_when_the_output_is_no_terminal(capsys):
     out = capsys.readouterr().out
     assert out.count("0.4000") == len(METRICS)
     assert all(metric in out for metric in METRICS)
+
+
+def test_unknown_users_have_a_row_of_their_own():
+    unknown = dict.fromkeys(METRICS, 0.2)
+    text = rendered({**example([18, 2]), "unknown_users": unknown})
+    assert "RecGPT, unknown users" in text
+    assert text.count("0.2000") == len(METRICS)
+
+
+def test_lists_of_another_length_have_a_column_of_their_own():
+    result = example([45, 5], baselines=())
+    for row in (result, result["one_step"], result["two_step"]):
+        row["hit_rate@50"] = 0.7
+    assert "hit_rate@50" in rendered({**result, "k": 50})
+
+
+def test_more_than_one_step_is_set_against_one(capsys):
+    print_result(example([18, 2]))
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == ("served list against one step, hit_rate@20: +0.0012 (95 % interval -0.0003 to +0.0021)")
+    print_result(example([20]))
+    assert "against one step" not in capsys.readouterr().out

@@ -10,13 +10,11 @@ from recgpt.model.gpt import GPT
 WIDTH = 8
 
 
-@pytest.fixture
-def gpt():
+@pytest.fixture(params=["add", "gate"])
+def gpt(request):
     torch.manual_seed(0)
-    settings = ModelSettings(
-        width=WIDTH, layers=2, heads=2, max_history=6, user=UserSettings(kind="hashed", buckets=10)
-    )
-    return GPT(settings).double().eval()
+    user = UserSettings(kind="hashed", buckets=10, combine=request.param)
+    return GPT(ModelSettings(width=WIDTH, layers=2, heads=2, max_history=6, user=user)).double().eval()
 
 
 def layout_of(*lengths):
@@ -93,6 +91,31 @@ def test_a_batch_without_histories_reaches_every_parameter(gpt):
     """A rank without data must still take part in the reduction of every gradient."""
     gpt(torch.zeros(0, WIDTH).double(), layout_of(), torch.zeros(0, dtype=torch.int64)).sum().backward()
     assert all(parameter.grad is not None for parameter in gpt.parameters())
+
+
+def test_a_gate_lets_through_what_it_is_open_for(gpt):
+    if gpt.user_gate is None:
+        pytest.skip("without a gate")
+    items, users, layout = torch.randn(3, WIDTH).double(), torch.tensor([2]), layout_of(3)
+    with torch.no_grad():
+        gpt.user_gate.weight.zero_()
+        gpt.user_gate.bias.fill_(-1e3)
+        closed = gpt(items, layout, users)
+        gpt.user.weight[2] += 1
+        torch.testing.assert_close(gpt(items, layout, users), closed)
+        gpt.user_gate.bias.fill_(1e3)
+        opened = gpt(items, layout, users)
+        gpt.user_gate = None  # the user's vector is added whole
+        torch.testing.assert_close(gpt(items, layout, users), opened)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_lengths_of_interest_vectors(similarity):
+    settings = ModelSettings(width=WIDTH, similarity=similarity, temperature=0.25)
+    gpt = GPT(settings).double().eval()
+    interest = gpt(torch.randn(5, WIDTH).double(), layout_of(5), torch.tensor([0]))
+    length = 1 / 0.25 if similarity == "cosine" else WIDTH**0.5  # a layer norm's
+    torch.testing.assert_close(interest.norm(dim=1), torch.full((5,), length).double(), rtol=1e-3, atol=0)
 
 
 def test_user_rows():

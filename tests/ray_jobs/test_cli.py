@@ -11,7 +11,18 @@ from typer.testing import CliRunner
 from ray_jobs.cli import app
 from recgpt import __version__
 
-VERBS = ("prepare", "train", "index", "generate", "verify-candidates", "show", "evaluate", "quickstart")
+VERBS = (
+    "prepare",
+    "train",
+    "index",
+    "generate",
+    "verify-candidates",
+    "show",
+    "evaluate",
+    "tune-quotas",
+    "ablate",
+    "quickstart",
+)
 
 
 def recgpt(*arguments):

@@ -63,7 +63,9 @@ def write_dataset(folder, histories, ids="item") -> str:
     return str(folder)
 
 
-def write_model(folder, dataset: str, split=None, quotas=(18, 2), dataset_fingerprint="") -> str:
+def write_model(
+    folder, dataset: str, split=None, quotas=(18, 2), dataset_fingerprint="", keep_seen=False
+) -> str:
     torch.manual_seed(0)
     settings = ModelSettings(width=8, max_history=8, user=UserSettings(kind="hashed", buckets=5))
     gpt = GPT(settings)
@@ -74,7 +76,7 @@ def write_model(folder, dataset: str, split=None, quotas=(18, 2), dataset_finger
         HistoryDataset.open(dataset).manifest.vocabulary_fingerprint,
         settings,
         split or SplitSettings(),
-        RecallSettings(k=20, quotas=quotas),
+        RecallSettings(k=20, quotas=quotas, keep_seen=keep_seen),
         dataset_fingerprint,
     )
     save_model(str(folder / "model"), info, gpt.state_dict(), [torch.randn(NUM_ITEMS + 1, 8)])
@@ -97,10 +99,12 @@ def run(tmp_path_factory, dataset) -> str:
     return write_model(tmp_path_factory.mktemp("run"), dataset)
 
 
-def expected_metrics(run, histories, held_out, quotas) -> dict[str, float]:
+def expected_metrics(run, histories, held_out, quotas, keep_seen=False, known_users=True) -> dict[str, float]:
     """From the slow twin of recall, user by user."""
     _, gpt, table_RD = load_model(run + "/model")
-    settings = RecallSettings(k=20, quotas=quotas)
+    if not known_users:
+        gpt.user.weight.data[:] = gpt.user.weight[0].clone()
+    settings = RecallSettings(k=sum(quotas), quotas=quotas, keep_seen=keep_seen)
     ranks = []
     for user, history in enumerate(histories):
         if len(history) < 3:
@@ -114,6 +118,8 @@ def expected_metrics(run, histories, held_out, quotas) -> dict[str, float]:
     gains = {
         f"ndcg@{k}": np.mean([1 / np.log2(1 + rank) if rank <= k else 0 for rank in ranks]) for k in CUTOFFS
     }
+    if settings.k not in CUTOFFS:
+        hits[f"hit_rate@{settings.k}"] = np.mean([rank <= settings.k for rank in ranks])
     return {**hits, **gains, "mrr": np.mean([1 / rank for rank in ranks])}
 
 
@@ -137,6 +143,32 @@ class TestInRay:
         assert result["vocabulary_fingerprint"] == HistoryDataset.open(dataset).vocabulary().fingerprint
         assert list(result["baselines"]) == ["popularity", "markov"]
         assert list(result["baselines"]["markov"]) == METRICS
+        assert (result["seen"], result["keep_seen"]) == ("mask", False)
+
+        unknown = expected_metrics(run, histories, 1, (18, 2), known_users=False)
+        assert {name: result["unknown_users"][name] for name in METRICS} == pytest.approx(unknown)
+        assert list(result["difference"]) == ["hit_rate@20", "ndcg@10"]
+        for name, interval in result["difference"].items():
+            assert interval["mean"] == pytest.approx(two_step[name] - one_step[name])
+            assert interval["low"] <= interval["mean"] <= interval["high"]
+
+    def test_longer_lists_of_a_model_that_keeps_seen_items(self, dataset, histories, tmp_path):
+        run = write_model(tmp_path, dataset, keep_seen=True)
+        result = run_evaluate(run, dataset, k=30)
+        expected = expected_metrics(run, histories, 1, (27, 3), keep_seen=True)
+        assert {name: result[name] for name in expected} == pytest.approx(expected)
+        assert (result["k"], result["quotas"], result["one_step"]["quotas"]) == (30, [27, 3], [30])
+        assert (result["seen"], result["keep_seen"]) == ("keep", True)
+        assert "hit_rate@30" in result["baselines"]["popularity"]
+        assert "hit_rate@30" in result["difference"]
+
+    def test_seen_items_at_zero_whatever_the_model_does(self, dataset, histories, tmp_path):
+        run = write_model(tmp_path, dataset, keep_seen=True)
+        result = run_evaluate(run, dataset, k=30, seen="zero", baselines=False)
+        masked = expected_metrics(run, histories, 1, (30,))
+        assert (result["seen"], result["keep_seen"]) == ("zero", False)
+        assert result["one_step"]["hit_rate@30"] < masked["hit_rate@30"]
+        assert result["one_step"]["hit_rate@5"] <= masked["hit_rate@5"]
 
     def test_the_command_prints_the_table_of_the_split(self, run, dataset, histories, capsys):
         command(run + "/model", dataset, split="valid", baselines=False)
@@ -144,6 +176,7 @@ class TestInRay:
         assert "valid split" in out
         assert f"{expected_metrics(run, histories, 2, (18, 2))['mrr']:.4f}" in out
         assert "Markov" not in out
+        assert "served list against one step, hit_rate@20: " in out
 
     @pytest.mark.parametrize("same", [True, False])
     def test_another_preparation_of_the_log_is_warned_of(self, dataset, tmp_path, monkeypatch, capsys, same):
@@ -167,6 +200,11 @@ def test_baselines_use_the_training_part_alone(tmp_path):
     # The fourth user has to find 1, with which 2 ties. 9 has no count: it is the last of 37 items.
     assert metrics["popularity"]["hit_rate@20"] == pytest.approx(1 / 4)
     assert metrics["popularity"]["mrr"] == pytest.approx(1 / 4 * 1 / 2)
+
+
+def test_a_list_without_candidates_is_refused_before_ray_starts(run, dataset):
+    with pytest.raises(UserError, match="--k 0"):
+        run_evaluate(run, dataset, k=0)
 
 
 def test_another_vocabulary_is_refused_before_ray_starts(run, tmp_path):

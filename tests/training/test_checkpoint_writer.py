@@ -2,8 +2,11 @@
 
 import errno
 import json
+import os
 import shutil
 import threading
+import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -126,6 +129,41 @@ def save_where_one_rank_fails(run):
 @pytest.mark.distributed
 def test_a_disk_that_is_full_on_one_rank_is_an_error_on_all(tmp_path, run_ranks):
     run_ranks(save_where_one_rank_fails, 3, str(tmp_path))
+
+
+def wait_for_a_rank_that_hangs(run):
+    """Rank 0 stands still while it writes: the other gives up after the time that its collectives have."""
+    collectives.give_up_after(timedelta(seconds=2))
+    stands_still = threading.Event()
+    checkpoints = CheckpointWriter(run, lambda: stands_still.wait(60) and set(), lambda: None, True)
+    checkpoints.save(lambda: snapshot(1, collectives.rank(), collectives.world_size()))
+    if collectives.rank() == 0:
+        time.sleep(6)
+        os._exit(0)
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"[Tt]ime"):
+        checkpoints.wait()
+    assert time.monotonic() - begun < 30, "not the hours that a slow store is given"
+    os._exit(0)  # without the barrier at the end
+
+
+@pytest.mark.distributed
+def test_a_rank_that_hangs_while_it_writes_is_found_out(tmp_path, run_ranks):
+    run_ranks(wait_for_a_rank_that_hangs, 2, str(tmp_path))
+
+
+def wait_for_a_slow_store(run):
+    """Longer than a collective may take: it is waited for, as long as all ranks show that they wait."""
+    collectives.give_up_after(timedelta(seconds=2))
+    keep = lambda: time.sleep(5) or set()  # noqa: E731
+    checkpoints = CheckpointWriter(run, keep, lambda: None, True)
+    checkpoints.save(lambda: snapshot(1, collectives.rank(), collectives.world_size()))
+    assert checkpoints.wait().name == NAMES[0]
+
+
+@pytest.mark.distributed
+def test_a_slow_store_is_waited_for(tmp_path, run_ranks):
+    run_ranks(wait_for_a_slow_store, 2, str(tmp_path))
 
 
 # Which one is taken

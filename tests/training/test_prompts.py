@@ -10,6 +10,7 @@ from recgpt.data.packing import PackedBatch
 from recgpt.model.attention import Layout
 from recgpt.model.gpt import GPT
 from recgpt.model.item_table import ItemTable
+from recgpt.model.scoring import no_pairs
 from recgpt.training.model import NextItemModel, TrainingBatch
 from recgpt.training.prompts import plain_batch, prefix_pairs, prompted_batch
 
@@ -27,7 +28,7 @@ MIXED = PromptSettings(interleaved_share=0.4, last_share=0.4)
 class CountingTable(ItemTable):
     """Generates 90 + the number of items that the token may not get: after x_1..x_t that is 90 + t."""
 
-    def best_item(self, interest_TD, excluded, pool_items=None):
+    def best_item(self, interest_TD, excluded, pool_items=None, temperature=0.0):
         return 90 + torch.bincount(excluded.token_P, minlength=len(interest_TD))
 
 
@@ -106,6 +107,34 @@ def test_interleaved_by_hand(counting_model):
     assert batch.target_T.count_nonzero() == 6
 
 
+def test_generated_items_that_missed_are_trained_for_what_was_chosen(counting_model):
+    prompts = PromptSettings(interleaved_share=1.0, last_share=0.0, train_from_rank=1)
+    lists = [[1, 2, 92, 4], [5, 6], list(range(1, MAX_HISTORY + 2))]
+    short, shortest, longest = by_user(prompted(counting_model, lists, prompts))
+    # The second guess is what was chosen, and has nothing left to learn.
+    assert short[:4] == ([1, 91, 2, 92, 92, 93], [2, 2, 92, 0, 4, 4], [0, 1] * 3, [0, 1, 1, 2, 2, 3])
+    assert shortest[:4] == ([5, 91], [6, 6], [0, 1], [0, 1])
+    assert longest[3][-2:] == [MAX_HISTORY - 1, MAX_HISTORY - 1], "no position is left for a last guess"
+    assert longest[1][-1] == MAX_HISTORY + 1
+
+
+def test_generated_items_are_trained_for_what_the_model_ranks_low():
+    model = model_of(settings_of())
+    lists = random_lists(seed=9)
+    prompts = PromptSettings(interleaved_share=1.0, last_share=0.0, train_from_rank=5)
+    trained = 0
+    for number, (items, targets, segments, positions, row) in enumerate(
+        by_user(prompted(model, lists, prompts))
+    ):
+        for item, target, segment, position in zip(items, targets, segments, positions, strict=True):
+            if segment:
+                prefix, chosen = lists[number][:position], lists[number][position]
+                better = rank_slowly(model, prefix, chosen, row)
+                assert target == (chosen if better >= 4 and item != chosen else 0)
+                trained += target > 0
+    assert trained > 20
+
+
 def test_last_by_hand(counting_model):
     batch = prompted(counting_model, [[1, 2, 3, 4], [5, 6], [7, 8, 9]], LAST)
     assert [history[:4] for history in by_user(batch)] == [
@@ -172,6 +201,19 @@ def generate_slowly(model, items, segments, user_row):
         scores = (model.item_table.weight @ model.interest(batch, layout)[-1]).tolist()
     allowed = [item for item in range(1, NUM_ITEMS + 1) if item not in items]
     return max(allowed, key=lambda item: scores[item])
+
+
+def rank_slowly(model, prefix, chosen, user_row):
+    """How many items that may follow are better than the chosen one; all of them if it may not itself."""
+    layout = Layout.from_offsets(torch.tensor([0, len(prefix)]))
+    nothing = torch.zeros(len(prefix), dtype=torch.int64)
+    rows = torch.tensor([user_row])
+    batch = TrainingBatch(torch.tensor(prefix), nothing, nothing, layout.position, layout.offsets, rows)
+    with torch.no_grad():
+        scores = (model.item_table.weight @ model.interest(batch, layout)[-1]).tolist()
+    if chosen in prefix:
+        return NUM_ITEMS
+    return sum(scores[item] > scores[chosen] for item in range(1, NUM_ITEMS + 1) if item not in prefix)
 
 
 def interleave_slowly(model, items, user_row):
@@ -277,6 +319,23 @@ def test_the_plain_batch_is_not_changed():
     for prompts in (INTERLEAVED, LAST):
         prompted_batch(model, plain, packed.user_hash_B, prompts, (0, 0))
         assert by_user(plain) == before
+
+
+def test_seen_items_may_be_generated_if_asked_for(counting_model):
+    prompts = PromptSettings(interleaved_share=1.0, last_share=0.0, allow_seen=True)
+    (history,) = by_user(prompted(counting_model, [[1, 2, 3]], prompts))
+    assert history[0] == [1, 90, 2]  # 90 and the number of items that are forbidden
+
+
+def test_generated_items_are_drawn_in_proportion_to_their_scores():
+    table = table_of(ItemTable, 3, 1)
+    table.weight.data = torch.tensor([[9.0], [0.0], [1.0], [2.0]]).log()
+    torch.manual_seed(0)
+    drawn = table.best_item(torch.full((30_000, 1), 2.0), no_pairs(CPU), temperature=2.0)
+    shares = torch.bincount(drawn, minlength=4) / 30_000
+    torch.testing.assert_close(shares, torch.tensor([0.0, 0.0, 1 / 3, 2 / 3]), rtol=0, atol=0.01)
+    fewer = table.best_item(torch.full((100, 1), 2.0), no_pairs(CPU), pool_items=1, temperature=2.0)
+    assert len(fewer.unique()) == 1, "of one drawn item there is no choice"
 
 
 # The plain batch
