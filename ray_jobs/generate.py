@@ -146,20 +146,21 @@ def command(
         ),
     ] = None,
     continuation: Annotated[
-        Literal["best", "sampled", "beam"] | None,
+        Literal["mean", "best", "sampled", "beam"] | None,
         typer.Option(
-            help="What a step goes on from: its best item, one drawn by --temperature, or the --beam-width "
-            "best, each in a continuation of its own. Example: --continuation beam",
-            show_default="the model's own, best unless trained otherwise",
+            help="What a step goes on from: the mean of its items weighted by --temperature, its best item, "
+            "one drawn with these weights, or the --beam-width best, each in a continuation of its own. "
+            "Example: --continuation beam",
+            show_default="the model's own, mean unless trained otherwise",
         ),
     ] = None,
     temperature: Annotated[
         float | None,
         typer.Option(
             metavar="NUMBER",
-            help="With --continuation sampled: the higher, the more even is the draw. "
+            help="With --continuation mean or sampled: the higher, the more even are the weights. "
             "Example: --temperature 0.5",
-            show_default="the model's own, 1 unless trained otherwise",
+            show_default="the model's own, 0.5 unless trained otherwise",
         ),
     ] = None,
     beam_width: Annotated[

@@ -24,6 +24,7 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
 
 Stage = Literal["pretrain", "prompt_tune"]
+Continuation = Literal["mean", "best", "sampled", "beam"]
 STAGES = get_args(Stage)  # in the order in which they run
 
 Positive = Annotated[int, Field(gt=0)]
@@ -232,11 +233,12 @@ class RecallSettings:
     """Items scored at a time (per actor)."""
     keep_seen: bool = False
     """True: items of the history may be candidates again."""
-    continuation: Literal["best", "sampled", "beam"] = "best"
-    """What a step appends to the history: its `best` new item, one `sampled` among its new items in
-    proportion to exp(score / `temperature`), or, `beam`, the `beam_width` best, as so many continuations."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Continuation `sampled`: the higher, the more even."""
+    continuation: Continuation = "mean"
+    """What a step appends to the history: the `mean` of its new items, weighted by exp(score /
+    `temperature`), the `best` of them, one `sampled` with these weights, or, `beam`, the `beam_width` best,
+    as so many continuations."""
+    temperature: Annotated[float, Field(gt=0)] = 0.5
+    """Continuations `mean` and `sampled`: the higher, the more even."""
     beam_width: Positive = 4
     """Continuation `beam`: continuations kept of each user."""
 

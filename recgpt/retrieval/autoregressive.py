@@ -1,9 +1,9 @@
 """Autoregressive recall: the model's best guess becomes part of the input of its next step.
 
 Step 1 encodes a history, scores all items with the interest vector and keeps the best ``quotas[0]``.
-Each further step appends an item of the step before (segment 1), which gives the next interest vector,
-and adds its own quota of items that were neither seen nor found (Zhang et al. 2024). Which item is appended,
-and what recall with several branches is, `recgpt.retrieval.continuations` says.
+Each further step appends what the step before found (segment 1), which gives the next interest vector,
+and adds its own quota of items that were neither seen nor found (Zhang et al. 2024). What is appended, and
+what recall with several branches is, `recgpt.retrieval.continuations` says.
 
 A user without a history gets the most popular items instead, whatever the quotas: of equally popular ones
 the lower item index comes first, scores are the counts, and the step is ``POPULARITY_STEP``.
@@ -199,8 +199,8 @@ def _in_order(pieces: list[Recalled], order: Tensor, k: int) -> Recalled:
     )
 
 
-Branch = tuple[float, list[int]]
-"""Of the slow twin: the sum of the scores of the appended items, and these items."""
+Branch = tuple[float, list[Tensor]]
+"""Of the slow twin: the sum of the scores of the appended items, and the vectors [D] that were appended."""
 
 
 @torch.inference_mode()
@@ -252,10 +252,10 @@ def _recall_of(
     for step, quota in enumerate(settings.quotas, start=1):
         score_of_branch = []
         for _, appended in branches:
-            items = [*given, *appended]
+            vector_TD = torch.stack([*table_RD[given], *appended])
             segments = [SEGMENT_REAL] * len(given) + [SEGMENT_GENERATED] * len(appended)
-            layout = Layout.from_offsets(torch.tensor([0, len(items)]))
-            interest_TD = gpt(table_RD[items], layout, gpt.user_rows(user_hash_1), torch.tensor(segments))
+            layout = Layout.from_offsets(torch.tensor([0, len(vector_TD)]))
+            interest_TD = gpt(vector_TD, layout, gpt.user_rows(user_hash_1), torch.tensor(segments))
             score_of_branch.append((table_RD @ interest_TD[-1]).tolist())
         score_of = {item: max(scores[item] for scores in score_of_branch) for item in new}
         found = _best_of(score_of, new, quota)
@@ -263,7 +263,10 @@ def _recall_of(
         best = [item for _, item in found if item != PADDING_INDEX]
         new = new - set(best)
         if best:
-            branches = _continued(settings, branches, score_of_branch, best, user_hash_1, step)
+            vectors = {item: table_RD[item] for item in best}
+            branches = _continued(settings, branches, score_of_branch, vectors, user_hash_1, step)
+            if settings.continuation == "mean" and gpt.settings.similarity == "cosine":
+                branches = [(0.0, [*appended, last / last.norm()]) for _, (*appended, last) in branches]
     return places
 
 
@@ -276,23 +279,26 @@ def _continued(
     settings: RecallSettings,
     branches: list[Branch],
     score_of_branch: list[list[float]],
-    best: list[int],
+    vectors: dict[int, Tensor],
     user_hash_1: Tensor,
     step: int,
 ) -> list[Branch]:
-    """The branches after a step that found the items ``best``."""
+    """The branches after a step that found the items of ``vectors``, the best first."""
     pairs = [
-        (total + scores[item], [*appended, item])
+        (total + scores[item], [*appended, vector])
         for (total, appended), scores in zip(branches, score_of_branch, strict=True)
-        for item in best
+        for item, vector in vectors.items()
     ]
     if settings.continuation == "beam":
         return sorted(pairs, key=lambda pair: -pair[0])[: settings.beam_width]
     if settings.continuation == "best":
         return pairs[:1]
-    scores = score_of_branch[0]
-    sums = list(
-        accumulate(math.exp((scores[item] - scores[best[0]]) / settings.temperature) for item in best)
-    )
+    scores = [score_of_branch[0][item] for item in vectors]
+    weights = [math.exp((score - scores[0]) / settings.temperature) for score in scores]
+    sums = list(accumulate(weights))
+    if settings.continuation == "mean":
+        shares = torch.tensor(weights, dtype=torch.float64) / sums[-1]
+        mean = shares.to(next(iter(vectors.values())).dtype) @ torch.stack([*vectors.values()])
+        return [(0.0, [*branches[0][1], mean])]
     draw = float(uniform(user_hash_1.numpy(), step)[0]) * sums[-1]
     return [next(pair for pair, running in zip(pairs, sums, strict=True) if running > draw)]

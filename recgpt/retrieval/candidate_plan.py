@@ -3,13 +3,12 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from recgpt import storage
-from recgpt.config import RecallSettings, to_dict
+from recgpt.config import Continuation, RecallSettings, to_dict
 from recgpt.data.dataset import HistoryDataset
 from recgpt.errors import UserError
 from recgpt.model.export import ModelInfo, model_fingerprint
@@ -21,8 +20,6 @@ from recgpt.retrieval.id_files import allowed_items
 from recgpt.retrieval.recall_model import model_for_dataset, resolve_recall
 from recgpt.retrieval.user_selection import WorkUnit, checksum_of_units, select_users
 from recgpt.schema import MANIFEST_FILE
-
-Continuation = Literal["best", "sampled", "beam"]
 
 
 @dataclass(frozen=True)
@@ -43,9 +40,11 @@ class RecallWishes:
         """
         recall = resolve_recall(info, self.k, self.quotas, self.keep_seen)
         continuation = self.continuation or recall.continuation
-        if self.temperature is not None and not (continuation == "sampled" and self.temperature > 0):
+        weighted = continuation in ("mean", "sampled")
+        if self.temperature is not None and not (weighted and self.temperature > 0):
             raise UserError(
-                f"--temperature {self.temperature}: give a number above 0, with --continuation sampled"
+                f"--temperature {self.temperature}: give a number above 0, with --continuation mean "
+                "or sampled"
             )
         if self.beam_width is not None and continuation != "beam":
             raise UserError(f"--beam-width {self.beam_width}: give it with --continuation beam")

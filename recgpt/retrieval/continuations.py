@@ -1,9 +1,11 @@
 """How recall goes on from what a step found: by one appended item, or by several branches.
 
-With one branch (`OnePath`) the appended item is one of the items that the step found:
+With one branch (`OnePath`) what is appended comes from the items that the step found:
 
+- `mean`: the sum over them of exp(score_i / temperature) / (their sum) x the vector of item i, brought to
+  length 1 where all vectors have it. One guess is mostly wrong; all of them say where the model looks.
 - `best`: the first of them.
-- `sampled`: item i with probability exp(score_i / temperature) / sum over them. It is the first at which the
+- `sampled`: item i with the probability that is its weight in `mean`. It is the first at which the
   running sum of probabilities, from the best item on, exceeds a number in [0, 1) that depends on the user's
   hash and the step alone.
 
@@ -27,13 +29,14 @@ from torch import Tensor
 from recgpt.config import RecallSettings
 from recgpt.data.hashing import uniform
 from recgpt.model.gpt import GPT, HistoryState
+from recgpt.model.unit_rows import unit
 from recgpt.retrieval.index import Exclusions, Index
 from recgpt.schema import PADDING_INDEX, SEGMENT_GENERATED
 
 
 @dataclass
 class OnePath:
-    """One continuation of each user's history: `best` or `sampled`."""
+    """One continuation of each user's history: `mean`, `best` or `sampled`."""
 
     gpt: GPT
     index: Index
@@ -47,12 +50,22 @@ class OnePath:
         return self.index.search(self.interest_BD, quota, excluded)
 
     def go_on(self, step: int, score_BQ: Tensor, item_BQ: Tensor) -> None:
-        """Append to each history one of the items that this step found."""
-        item_B = item_BQ[:, 0]
-        if self.settings.continuation == "sampled":
+        """Append to each history one of the items that this step found, or the mean of them."""
+        if self.settings.continuation == "mean":
+            appended_BD = self._mean(score_BQ, item_BQ)
+        elif self.settings.continuation == "sampled":
             place_B = sampled_places(score_BQ, self.settings.temperature, self.user_hash_B, step)
-            item_B = item_BQ.gather(1, place_B[:, None]).squeeze(1)
-        self.interest_BD = self.gpt.extend(self.index.vectors(item_B), SEGMENT_GENERATED, self.state)
+            appended_BD = self.index.vectors(item_BQ.gather(1, place_B[:, None]).squeeze(1))
+        else:
+            appended_BD = self.index.vectors(item_BQ[:, 0])
+        self.interest_BD = self.gpt.extend(appended_BD, SEGMENT_GENERATED, self.state)
+
+    def _mean(self, score_BQ: Tensor, item_BQ: Tensor) -> Tensor:
+        weight_BQ = weights(score_BQ, self.settings.temperature)
+        share_BQ = weight_BQ / weight_BQ.sum(1, keepdim=True).clamp(min=1)  # the best item weighs 1
+        vector_BQD = self.index.vectors(item_BQ)
+        mean_BD = (share_BQ.to(vector_BQD.dtype)[:, None] @ vector_BQD).squeeze(1)
+        return unit(mean_BD) if self.gpt.settings.similarity == "cosine" else mean_BD
 
 
 class Beam:
@@ -99,12 +112,16 @@ class Beam:
         self.interest_BWD = interest_XD.view(num_users, -1, interest_XD.shape[1])
 
 
+def weights(score_BQ: Tensor, temperature: float) -> Tensor:
+    """exp(score / temperature) over that of the first item, float64 [B, Q]; 0 where there is no item."""
+    score_BQ = score_BQ.double()
+    return torch.where(score_BQ > -torch.inf, ((score_BQ - score_BQ[:, :1]) / temperature).exp(), 0.0)
+
+
 def sampled_places(score_BQ: Tensor, temperature: float, user_hash_B: Tensor, step: int) -> Tensor:
     """The place of the item that each user draws in this step, int64 [B]; 0 where there is none."""
-    score_BQ = score_BQ.double()
     found_BQ = score_BQ > -torch.inf
-    weight_BQ = torch.where(found_BQ, ((score_BQ - score_BQ[:, :1]) / temperature).exp(), 0.0)
-    sum_BQ = weight_BQ.cumsum(1)
+    sum_BQ = weights(score_BQ, temperature).cumsum(1)
     draw_B = torch.from_numpy(uniform(user_hash_B.cpu().numpy(), step)).to(score_BQ.device)
     place_B = (sum_BQ <= draw_B[:, None] * sum_BQ[:, -1:]).sum(1)
     return place_B.minimum(found_BQ.sum(1) - 1).clamp(min=0)

@@ -212,7 +212,10 @@ def test_progress_comes_in_steps_and_the_steps_make_one_file(run, dataset, tmp_p
         ({"dataset": "absent"}, "absent: no prepared dataset"),
         ({"wishes": RecallWishes(k=6, quotas=(4, 1))}, "--quotas 4,1 sum to 5, not to --k 6"),
         ({"wishes": RecallWishes(quotas=(1,) * 7)}, "7 recall steps do not fit a model with max_history=6"),
-        ({"wishes": RecallWishes(temperature=2.0)}, "--temperature 2.0: .* with --continuation sampled"),
+        (
+            {"wishes": RecallWishes(continuation="best", temperature=2.0)},
+            "--temperature 2.0: .* mean or sampled",
+        ),
         ({"wishes": RecallWishes(beam_width=2)}, "--beam-width 2: give it with --continuation beam"),
         ({"asked_for": AskedFor(users="absent")}, "absent: no such file"),
         ({"asked_for": AskedFor(exclude_items="absent")}, "absent: no such file; --exclude-items takes"),

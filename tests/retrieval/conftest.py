@@ -1,6 +1,7 @@
 """Small random models for the retrieval tests."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from recgpt.config import ModelSettings, UserSettings
 from recgpt.model.gpt import GPT
+from recgpt.model.unit_rows import unit
 
 MakeModel = Callable[..., tuple[GPT, Tensor]]
 
@@ -16,14 +18,27 @@ MakeModel = Callable[..., tuple[GPT, Tensor]]
 def make_model() -> MakeModel:
     """A GPT in eval mode and an item table with vectors large enough that histories tell users apart."""
 
-    def make(num_items: int, *, max_history: int = 8, dtype: torch.dtype = torch.float64, seed: int = 0):
+    def make(
+        num_items: int,
+        *,
+        max_history: int = 8,
+        dtype: torch.dtype = torch.float64,
+        seed: int = 0,
+        similarity: Literal["cosine", "dot"] = "dot",
+    ):
         generator = torch.Generator().manual_seed(seed)
         settings = ModelSettings(
-            width=8, layers=2, heads=2, max_history=max_history, user=UserSettings(kind="hashed", buckets=5)
+            width=8,
+            layers=2,
+            heads=2,
+            max_history=max_history,
+            similarity=similarity,
+            user=UserSettings(kind="hashed", buckets=5),
         )
         gpt = GPT(settings).to(dtype).eval()
         for parameter in gpt.parameters():
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        return gpt, torch.randn(num_items + 1, 8, generator=generator).to(dtype)
+        table_RD = torch.randn(num_items + 1, 8, generator=generator).to(dtype)
+        return gpt, unit(table_RD) if similarity == "cosine" else table_RD
 
     return make

@@ -20,6 +20,8 @@ from recgpt.retrieval.approximate_index import (
 from recgpt.retrieval.index import ExactIndex, Exclusions
 from recgpt.retrieval.index_building import build, choose_effort, default_parameters, recall_of
 
+pytest.importorskip("faiss")
+
 WIDTH = 16
 KINDS = ("ivf", "hnsw")
 PARAMETERS = {"ivf": {"lists": 40}, "hnsw": {"neighbors": 16, "build_breadth": 80}}

@@ -57,6 +57,8 @@ def test_equals_the_twin_that_encodes_everything_again(make_model, quotas, keep_
 
 
 CONTINUATIONS = [
+    {"continuation": "mean"},
+    {"continuation": "mean", "temperature": 1e9},
     {"continuation": "best"},
     {"continuation": "sampled", "temperature": 0.5},
     {"continuation": "sampled", "temperature": 1e-9},
@@ -69,8 +71,9 @@ CONTINUATIONS = [
 
 @pytest.mark.parametrize("continuation", CONTINUATIONS, ids=lambda c: "-".join(map(str, c.values())))
 @pytest.mark.parametrize("quotas", [(4, 2), (1, 1, 1, 1), (3, 1, 2)])
-def test_continuations_equal_the_twin(make_model, quotas, continuation):
-    model = make_model(num_items=40)
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_continuations_equal_the_twin(make_model, quotas, continuation, similarity):
+    model = make_model(num_items=40, similarity=similarity)
     recall = RecallSettings(sum(quotas), quotas, 4, 9, **continuation)
     assert_same(
         recall_of(model, recall).recommend(*packed(HISTORIES)),
@@ -116,13 +119,14 @@ def test_equals_the_twin_on_any_input(
         assert len(found) == min(recall.k, len(left)), "the list is not full"
 
 
-def test_a_beam_of_one_is_the_best(make_model):
+@pytest.mark.parametrize(
+    "narrow", [{"continuation": "beam", "beam_width": 1}, {"continuation": "mean", "temperature": 1e-9}]
+)
+def test_a_beam_of_one_and_a_mean_of_one_are_the_best(make_model, narrow):
     model = make_model(num_items=40)
-    best, beam = (
-        recall_of(model, RecallSettings(6, (3, 2, 1), continuation=continuation, beam_width=1))
-        for continuation in ("best", "beam")
-    )
-    assert_same(beam.recommend(*packed(HISTORIES)), best.recommend(*packed(HISTORIES)))
+    best = recall_of(model, RecallSettings(6, (3, 2, 1), continuation="best"))
+    other = recall_of(model, RecallSettings(6, (3, 2, 1), **narrow))
+    assert_same(other.recommend(*packed(HISTORIES)), best.recommend(*packed(HISTORIES)))
 
 
 def test_a_beam_finds_what_one_branch_does_not(make_model):
@@ -193,7 +197,8 @@ def test_the_best_item_of_a_step_is_the_next_input(make_model):
     segments = gpt.segment.weight.data.clone()
     gpt.segment.weight.data[1] = gpt.segment.weight.data[0]
     items, offsets, user_hash = packed([[1, 2]])
-    two = recall_of((gpt, table), RecallSettings(5, (3, 2))).recommend(items, offsets, user_hash)
+    two_steps = RecallSettings(5, (3, 2), continuation="best")
+    two = recall_of((gpt, table), two_steps).recommend(items, offsets, user_hash)
     best = two.item_index_BK[0, 0].item()
     longer = recall_of((gpt, table), RecallSettings(20, (20,), keep_seen=True)).recommend(
         *packed([[1, 2, best]])[:2], user_hash
@@ -203,7 +208,7 @@ def test_the_best_item_of_a_step_is_the_next_input(make_model):
     assert two.score_BK[0, 3:].tolist() == pytest.approx(expected, abs=1e-12)
 
     gpt.segment.weight.data.copy_(segments)
-    generated = recall_of((gpt, table), RecallSettings(5, (3, 2))).recommend(items, offsets, user_hash)
+    generated = recall_of((gpt, table), two_steps).recommend(items, offsets, user_hash)
     assert generated.item_index_BK[0, 0] == best
     assert generated.score_BK[0, 3:].tolist() != pytest.approx(expected, abs=1e-6)
 

@@ -21,9 +21,10 @@ def few_rows_per_file(monkeypatch):
     monkeypatch.setattr(checkpoint, "ROWS_PER_FILE", 3)
 
 
-def save(run, user_kind, dense_tables, tables):
+def save(run, user_kind, dense_tables, tables, similarity="dot"):
     """A checkpoint of 7 items; returns its settings and the GPT's weights."""
-    model = ModelSettings(width=4, layers=1, heads=1, max_history=4, user=UserSettings(kind=user_kind))
+    user = UserSettings(kind=user_kind)
+    model = ModelSettings(width=4, layers=1, heads=1, max_history=4, similarity=similarity, user=user)
     gpt = GPT(model).state_dict()
     dense = {f"gpt.{key}": value for key, value in gpt.items()} | dense_tables
     rows = {name: TableRows(len(tensor), 0, {"rows": tensor}) for name, tensor in tables.items()}
@@ -31,23 +32,28 @@ def save(run, user_kind, dense_tables, tables):
     return TrainSettings(model=model, item_table=ItemTableSettings(placement="auto")), gpt
 
 
-def assert_exported(run, gpt):
+def assert_exported(run, gpt, item_rows=ITEM_ROWS):
     info, loaded, table_RD = load_model(f"{run}/model")
     assert info.num_items == 7
     assert all(torch.equal(value, gpt[key]) for key, value in loaded.state_dict().items())
-    assert torch.equal(table_RD, ITEM_ROWS)
+    assert torch.equal(table_RD, item_rows)
     return loaded
 
 
+@pytest.mark.parametrize(
+    ("similarity", "item_rows"), [("dot", ITEM_ROWS), ("cosine", ITEM_ROWS.sign() / 2)], ids=["dot", "cosine"]
+)
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_checkpoint_is_exported_with_its_item_table(tmp_path, write_dataset, sharded):
+def test_a_checkpoint_is_exported_with_its_item_table(
+    tmp_path, write_dataset, sharded, similarity, item_rows
+):
     dataset = write_dataset(tmp_path, {"a": [1, 2, 3, 4], "b": [5, 6, 7]})
     run = str(tmp_path / "run")
     tables = {"item_table": ITEM_ROWS.bfloat16()} if sharded else {}
     dense_tables = {} if sharded else {"item_table.weight": ITEM_ROWS}
-    settings, gpt = save(run, "none", dense_tables, tables)
+    settings, gpt = save(run, "none", dense_tables, tables, similarity)
     export_checkpoint(run, NAME, settings, dataset, known_users=None)
-    assert_exported(run, gpt)
+    assert_exported(run, gpt, item_rows)
     pieces = sorted(path.name for path in (tmp_path / "run" / "model").glob("item_table-*"))
     assert pieces == [f"item_table-{index:05d}.safetensors" for index in range(3)]
 
