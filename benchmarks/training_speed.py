@@ -32,6 +32,8 @@ class Size:
     widths: tuple[int, ...] = (64, 128)
     num_users: int = 22_363
     num_items: int = NUM_ITEMS
+    tokens: int = 2048
+    """Of a batch."""
     epochs: int = 3
     """Of each stage; the first is a warm-up."""
     batches: int = 20
@@ -62,6 +64,7 @@ def _settings(width: int, size: Size) -> dict[str, Any]:
     stage = {"max_epochs": size.epochs, "patience": size.epochs}
     return {
         "model": {"width": width},
+        "data": {"tokens_per_batch": size.tokens},
         "pretrain": stage,
         "prompt_tune": stage,
         "validation": {"max_users": 1000},
@@ -122,7 +125,7 @@ def show(size: Size, result: dict[str, Result]) -> None:
     )
     longest = statistics.median(row["longest_history"] for row in result["ways"])
     print_table(
-        f"One step on the same batches, whose longest history has {longest:.0f} inputs (median)",
+        f"One step on the same batches of {size.tokens:,} inputs; longest history: {longest:.0f} (median)",
         ["step", "width", "step, ms", "/ pre-training"],
         [
             [row["way"], f"{row['width']}", f"{1000 * row['cpu_seconds']:.1f}", f"{row['ratio']:.2f}"]

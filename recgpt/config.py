@@ -201,13 +201,13 @@ class StageSettings:
 class PromptSettings:
     """Prompt-tuning: where generated items (segment 1) stand in a training history."""
 
-    interleaved_share: Rate = 0.25
+    interleaved_share: Rate = 0.5
     """Share of histories in which each real item is followed by one generated item."""
     last_share: Rate = 0.25
     """Share of histories whose last `last_items` inputs are replaced by generated ones; the rest is plain."""
     last_items: Positive = 1
     """How many inputs the `last` placement replaces."""
-    train_from_rank: Positive | None = None
+    train_from_rank: Positive | None = 1
     """`interleaved`: a generated item is trained for the item that the user chose in its place, where the
     model ranks that no better than this: what a step of recall is asked for once the steps before have taken
     the better ones. And one follows the last real item, too. None: a generated item has no target."""

@@ -8,13 +8,13 @@ from benchmarks import training_speed
 from benchmarks.made_up_histories import write_dataset
 from benchmarks.stage_ranks import EVERY_POSITION, INTERLEAVED, PLAIN, PROMPTED, pass_for_every_position
 from benchmarks.training_speed import Size, summarize_batches, summarize_epochs
-from recgpt.config import PromptSettings, TrainSettings, from_dict
+from recgpt.config import STAGES, PromptSettings, TrainSettings, from_dict
 from recgpt.data.packing import Histories, pack
 from recgpt.data.sequences import split_histories
 from recgpt.training.model import build_model
 from recgpt.training.prompts import plain_batch, prompted_batch
 
-TINY = Size(widths=(8, 16), num_users=600, num_items=40, epochs=2, batches=2)
+TINY = Size(widths=(8,), num_users=600, num_items=40, tokens=256, epochs=2, batches=2)
 
 
 def test_a_pass_for_every_position_generates_what_one_pass_does(tmp_path):
@@ -24,9 +24,7 @@ def test_a_pass_for_every_position_generates_what_one_pass_does(tmp_path):
     histories = split_histories(dataset.read_row_group(dataset.row_groups[0]), settings.data.split, "train")
     packed = pack(Histories.from_table(histories), settings.model.max_history)
     plain = plain_batch(model, packed, settings, 0, torch.device("cpu"))
-    everywhere = PromptSettings(
-        interleaved_share=1.0, last_share=0.0, generated_targets=False, temperature=0.0, allow_seen=False
-    )
+    everywhere = PromptSettings(interleaved_share=1.0, last_share=0.0)
     prompted = prompted_batch(model, plain, packed.user_hash_B, everywhere, (0, 0))
     generated = pass_for_every_position(model, plain)
     is_last = torch.zeros(len(generated), dtype=torch.bool)
@@ -47,7 +45,7 @@ def test_epochs_are_summed_up_without_the_first():
 
 def test_ways_are_compared_batch_by_batch():
     seconds = [{PLAIN: 1, PROMPTED: 2}, {PLAIN: 2, PROMPTED: 6}, {PLAIN: 2, PROMPTED: 5}]
-    rows = summarize_batches([{"cpu_seconds": one, "longest": 4, "tokens": 8} for one in seconds])
+    rows = summarize_batches([{"cpu_seconds": one, "longest": 4} for one in seconds])
     assert [(row["way"], row["cpu_seconds"], row["ratio"]) for row in rows] == [
         (PLAIN, 2, 1),
         (PROMPTED, 5, 2.5),
@@ -60,13 +58,10 @@ def test_both_stages_are_measured(tmp_path, capsys):
     log = tmp_path / "log.txt"
     log.write_text("".join(f"{user} {' '.join(map(str, range(5 + user % 4)))}\n" for user in range(12)))
     result = training_speed.measure(log, TINY)
-    stages = [(row["width"], row["stage"]) for row in result["stages"]]
-    assert stages == [(width, stage) for width in (8, 16) for stage in ("pretrain", "prompt_tune")]
-    ways = [(row["width"], row["way"]) for row in result["ways"]]
-    assert ways == [
-        (width, way) for width in (8, 16) for way in (PLAIN, PROMPTED, INTERLEAVED, EVERY_POSITION)
-    ]
+    assert [(row["width"], row["stage"]) for row in result["stages"]] == [(8, stage) for stage in STAGES]
+    ways = (PLAIN, PROMPTED, INTERLEAVED, EVERY_POSITION)
+    assert [(row["width"], row["way"]) for row in result["ways"]] == [(8, way) for way in ways]
     assert all(row["ratio"] > 0 and row["cpu_seconds"] > 0 for row in result["stages"] + result["ways"])
-    assert {row["ratio"] for row in result["stages"] if row["stage"] == "pretrain"} == {1}
+    assert result["stages"][0]["ratio"] == result["ways"][0]["ratio"] == 1
     training_speed.show(TINY, result)
     assert "600 users" in capsys.readouterr().out

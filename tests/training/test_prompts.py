@@ -19,10 +19,10 @@ MAX_HISTORY = 8
 CPU = torch.device("cpu")
 
 PLAIN = PromptSettings(interleaved_share=0.0, last_share=0.0)
-INTERLEAVED = PromptSettings(interleaved_share=1.0, last_share=0.0)
+INTERLEAVED = PromptSettings(interleaved_share=1.0, last_share=0.0, train_from_rank=None)
 LAST = PromptSettings(interleaved_share=0.0, last_share=1.0)
 LAST_TWO = PromptSettings(interleaved_share=0.0, last_share=1.0, last_items=2)
-MIXED = PromptSettings(interleaved_share=0.4, last_share=0.4)
+MIXED = PromptSettings(interleaved_share=0.4, last_share=0.4, train_from_rank=None)
 
 
 class CountingTable(ItemTable):
@@ -322,7 +322,7 @@ def test_the_plain_batch_is_not_changed():
 
 
 def test_seen_items_may_be_generated_if_asked_for(counting_model):
-    prompts = PromptSettings(interleaved_share=1.0, last_share=0.0, allow_seen=True)
+    prompts = PromptSettings(interleaved_share=1.0, last_share=0.0, train_from_rank=None, allow_seen=True)
     (history,) = by_user(prompted(counting_model, [[1, 2, 3]], prompts))
     assert history[0] == [1, 90, 2]  # 90 and the number of items that are forbidden
 
