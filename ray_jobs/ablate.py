@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_jobs.command_line import DatasetOption, DebugOption, verb_app
+from ray_jobs.command_line import ConfigOption, DatasetOption, DebugOption, SetOption, verb_app
 from ray_jobs.runtime import run_command
 from recgpt import storage
 from recgpt.errors import UserError
@@ -86,24 +86,8 @@ def command(
             "Example: --output ablation",
         ),
     ],
-    config: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            show_default="built-in settings",
-            help="Settings of the full model as YAML: a path, or the name of a shipped file. "
-            "Example: --config mine.yaml",
-        ),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            show_default="none",
-            help="Override single settings (see docs/training.md). Example: --set model.width=128",
-        ),
-    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
     seeds: Annotated[
         int,
         typer.Option(

@@ -67,6 +67,33 @@ UsersOption = Annotated[
         show_default="all users of the dataset",
     ),
 ]
+JsonOption = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Write what was measured to this file, too (path or s3:// URL). Example: --json metrics.json",
+        show_default="only a table is printed",
+    ),
+]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        show_default="built-in settings",
+        help="Settings as YAML: a path, or the name of a shipped file. Example: --config mine.yaml",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        show_default="none",
+        help="Override single settings (see docs/training.md). Example: --set model.width=128 seed=1",
+    ),
+]
 OverwriteOption = Annotated[
     bool,
     typer.Option(

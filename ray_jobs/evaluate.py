@@ -13,6 +13,7 @@ from ray_jobs.command_line import (
     DatasetOption,
     DebugOption,
     IndexShardsOption,
+    JsonOption,
     ModelOption,
     verb_app,
 )
@@ -61,15 +62,7 @@ def command(
             show_default="mask, or keep for a model with recall.keep_seen",
         ),
     ] = None,
-    json_file: Annotated[
-        str | None,
-        typer.Option(
-            "--json",
-            metavar="FILE",
-            help="Write the metrics to this file, too (path or s3:// URL). Example: --json metrics.json",
-            show_default="only a table is printed",
-        ),
-    ] = None,
+    json_file: JsonOption = None,
     actors: ActorsOption = "1",
     index_shards: IndexShardsOption = 0,
     baselines: Annotated[
@@ -136,22 +129,13 @@ def run_evaluate(
     has a held-out item.
     """
     from recgpt import storage
-    from recgpt.data.dataset import HistoryDataset
-    from recgpt.data.sequences import resolve_time_bounds
     from recgpt.evaluation.protocol import recall_variants
-    from recgpt.model.export import model_fingerprint
-    from recgpt.retrieval.recall_model import model_for_dataset, resolve_recall
+    from recgpt.retrieval.recall_model import resolve_recall
 
-    if json_file is not None:
-        storage.filesystem_and_path(json_file)  # refuses a URL that can be none, before Ray starts
-    histories = HistoryDataset.open(dataset)
-    model_url, info = model_for_dataset(model, histories)
-    resolve_time_bounds(info.split, histories.manifest)  # refuses what cannot be split, before Ray starts
-    model_fingerprint(model_url)  # refuses a model whose files are not those that were written
+    histories, model_url, info = open_for_evaluation(model, dataset, json_file)
     seen = seen or ("keep" if info.recall.keep_seen else "mask")
     recall = replace(resolve_recall(info, k, None, False), keep_seen=seen == "keep")
     variants = recall_variants(recall, personal=info.model.user.kind != "none")
-    _warn_of_another_preparation(info, histories)
     start_ray(min_cpus=actors.least + index_shards + 1)
     baseline_job = _start_baselines(histories, info.split, split, recall) if baselines else None
     with job_index(model_url, recall.block_items, index_shards) as index:
@@ -179,13 +163,33 @@ def run_evaluate(
     return result
 
 
-def _warn_of_another_preparation(info: "ModelInfo", histories: "HistoryDataset") -> None:
+def open_for_evaluation(
+    model: str, dataset: str, json_file: str | None
+) -> "tuple[HistoryDataset, str, ModelInfo]":
+    """The dataset, the exported model's own folder and its description.
+
+    What can be refused without Ray is refused here, before it starts: ``UserError`` for a model that is not
+    whole or does not belong to the dataset, a split that cannot be made, or a result file that can be none.
+    """
+    from recgpt import storage
+    from recgpt.data.dataset import HistoryDataset
+    from recgpt.data.sequences import resolve_time_bounds
+    from recgpt.model.export import model_fingerprint
+    from recgpt.retrieval.recall_model import model_for_dataset
+
+    if json_file is not None:
+        storage.filesystem_and_path(json_file)
+    histories = HistoryDataset.open(dataset)
+    model_url, info = model_for_dataset(model, histories)
+    resolve_time_bounds(info.split, histories.manifest)
+    model_fingerprint(model_url)
     if info.dataset_fingerprint not in ("", histories.fingerprint):
         typer.echo(
-            f"recgpt: warning: {histories.url}: evaluated on another preparation of the log than "
-            "the one the model was trained on; held-out items may have been in its training",
+            f"recgpt: warning: {histories.url}: another preparation of the log than the one the model was "
+            "trained on; held-out items may have been in its training",
             err=True,
         )
+    return histories, model_url, info
 
 
 def _measured(ranks: "dict[str, Ranks]", variants: "dict[str, RecallSettings]") -> dict[str, Any]:

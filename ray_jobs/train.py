@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ray_jobs.actor_pool import ActorRange
-from ray_jobs.command_line import DatasetOption, DebugOption, verb_app
+from ray_jobs.command_line import ConfigOption, DatasetOption, DebugOption, SetOption, verb_app
 from ray_jobs.runtime import configure_ray_data, run_command, start_ray
 from ray_jobs.train_board import LiveProgress, SignsOfLife, TrainBoard
 from recgpt import storage
@@ -237,14 +237,7 @@ def command(
             "Example: --output runs/mine",
         ),
     ],
-    config: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            show_default="built-in settings",
-            help="Settings as YAML: a path, or the name of a shipped file. Example: --config mine.yaml",
-        ),
-    ] = None,
+    config: ConfigOption = None,
     workers: Annotated[
         str | None,
         typer.Option(
@@ -272,15 +265,7 @@ def command(
             help="Stages to run, comma-separated; the next may follow later. Example: --stages pretrain",
         ),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            show_default="none",
-            help="Override single settings (see docs/training.md). Example: --set model.width=128 seed=1",
-        ),
-    ] = None,
+    set_: SetOption = None,
     start_from: Annotated[
         str | None,
         typer.Option(

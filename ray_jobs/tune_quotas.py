@@ -11,10 +11,11 @@ from ray_jobs.command_line import (
     DatasetOption,
     DebugOption,
     IndexShardsOption,
+    JsonOption,
     ModelOption,
     verb_app,
 )
-from ray_jobs.evaluate import recall_ranks
+from ray_jobs.evaluate import open_for_evaluation, recall_ranks
 from ray_jobs.job_index import job_index
 from ray_jobs.runtime import run_command, start_ray
 from recgpt.errors import UserError
@@ -54,15 +55,7 @@ def command(
     ] = None,
     actors: ActorsOption = "1",
     index_shards: IndexShardsOption = 0,
-    json_file: Annotated[
-        str | None,
-        typer.Option(
-            "--json",
-            metavar="FILE",
-            help="Write what was measured to this file, too (path or s3:// URL). Example: --json quotas.json",
-            show_default="only a table is printed",
-        ),
-    ] = None,
+    json_file: JsonOption = None,
     save: Annotated[
         bool,
         typer.Option(
@@ -123,28 +116,12 @@ def run_tune_quotas(
     nobody has a held-out item.
     """
     from recgpt import storage
-    from recgpt.data.dataset import HistoryDataset
-    from recgpt.data.sequences import resolve_time_bounds
     from recgpt.evaluation.quotas import choose, draw_users, measure, quota_grid, quotas_text
-    from recgpt.model.export import model_fingerprint
     from recgpt.retrieval.autoregressive import check_steps_fit
-    from recgpt.retrieval.recall_model import model_for_dataset
 
-    # What can be refused without Ray is refused before it starts.
-    if json_file is not None:
-        storage.filesystem_and_path(json_file)
-    histories = HistoryDataset.open(dataset)
-    model_url, info = model_for_dataset(model, histories)
+    histories, model_url, info = open_for_evaluation(model, dataset, json_file)
     check_steps_fit(info.model, steps)
-    resolve_time_bounds(info.split, histories.manifest)
-    model_fingerprint(model_url)  # refuses a model whose files are not those that were written
     k = min(info.recall.k if k is None else k, info.num_items)
-    if info.dataset_fingerprint not in ("", histories.fingerprint):
-        typer.echo(
-            f"recgpt: warning: {histories.url}: tuned on another preparation of the log than the one the "
-            "model was trained on; held-out items may have been in its training",
-            err=True,
-        )
     variants = {
         quotas_text(quotas): replace(info.recall, k=k, quotas=quotas) for quotas in quota_grid(k, steps)
     }
