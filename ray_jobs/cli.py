@@ -6,6 +6,7 @@ import typer
 
 from ray_jobs import (
     ablate,
+    doctor,
     evaluate,
     generate,
     index,
@@ -58,6 +59,7 @@ for module in (
     tune_quotas,
     ablate,
     quickstart,
+    doctor,
 ):
     app.command(module.__name__.rsplit(".", 1)[-1].replace("_", "-"))(module.command)
 # What follows the verb that is submitted is for that verb.
