@@ -16,6 +16,7 @@ from ray_jobs import (
     submit,
     train,
     tune_quotas,
+    validate,
     verify_candidates,
 )
 from ray_jobs.command_line import new_app
@@ -59,6 +60,7 @@ for module in (
     tune_quotas,
     ablate,
     quickstart,
+    validate,
     doctor,
 ):
     app.command(module.__name__.rsplit(".", 1)[-1].replace("_", "-"))(module.command)

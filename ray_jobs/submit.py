@@ -19,7 +19,18 @@ from recgpt.errors import UserError
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-VERBS = ("prepare", "train", "index", "generate", "verify-candidates", "evaluate")
+VERBS = (
+    "prepare",
+    "train",
+    "index",
+    "generate",
+    "verify-candidates",
+    "evaluate",
+    "tune-quotas",
+    "ablate",
+    "validate",
+    "doctor",
+)
 PACKAGES = ("recgpt", "ray_jobs")
 SETTINGS = ("configs", "deepspeed_configs")  # beside the code in a checkout; inside it when it is installed
 # Settings and lists of ids; data lies where every machine reaches it.

@@ -21,6 +21,7 @@ VERBS = (
     "evaluate",
     "tune-quotas",
     "ablate",
+    "validate",
     "doctor",
     "quickstart",
 )
