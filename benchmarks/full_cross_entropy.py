@@ -41,7 +41,7 @@ class Size:
     """How much is measured; the tests measure less."""
 
     batches: tuple[int, ...] = (512, 2048)
-    """Tokens in a step of ours: the default, and RecBole's default."""
+    """Tokens in a step of ours; the larger is RecBole's default."""
     recbole_batches: tuple[int, ...] = (128, 512, 2048)
     seconds: float = 15
     """Of each side and batch size in each round."""

@@ -12,6 +12,10 @@ from recgpt.model.export import ModelInfo, save_model
 from recgpt.model.gpt import GPT
 from recgpt.model.item_table import initial_rows
 
+# As in the published model, and the size that all figures of recall are for.
+MODEL = ModelSettings(width=64, similarity="dot")
+RECALL = RecallSettings(continuation="best")
+
 
 def made_up_gpt(settings: ModelSettings) -> GPT:
     """A GPT with initial weights, in eval mode; always the same."""
@@ -26,13 +30,13 @@ def made_up_table(num_items: int, width: int) -> Tensor:
 
 
 def write_model(url: str, dataset: HistoryDataset) -> None:
-    """Export such a model, with the default settings, for a dataset."""
+    """Export such a model for a dataset."""
     info = ModelInfo(
         num_items=dataset.num_items,
         vocabulary_fingerprint=dataset.manifest.vocabulary_fingerprint,
-        model=ModelSettings(),
+        model=MODEL,
         split=SplitSettings(),
-        recall=RecallSettings(),
+        recall=RECALL,
         dataset_fingerprint=dataset.fingerprint,
     )
     gpt = made_up_gpt(info.model)

@@ -22,12 +22,11 @@ from benchmarks.common import MIB, environment, machine, print_table, run_verb, 
 from benchmarks.full_cross_entropy import BEAUTY
 from benchmarks.input_stream import write_log_like_beauty
 from benchmarks.made_up_histories import training_lengths, write_dataset
-from benchmarks.made_up_model import write_model
+from benchmarks.made_up_model import MODEL, write_model
 from benchmarks.prepare import run
 from benchmarks.process_tree import adopt_orphans, kill_descendants
 from benchmarks.ranks import run_ranks
 from benchmarks.recall_ranks import LAST_POSITION, PUBLISHED, RECGPT
-from recgpt.config import ModelSettings
 
 FAISS = (["torch==2.13.0"], ["faiss-cpu==1.15.1"])
 ALONE = "a plain loop"
@@ -120,7 +119,7 @@ def measure_floor(log: Path, size: Size) -> Result:
         work = {"num_items": catalogue.items, "quotas": size.quotas, "batch_users": size.batch_users}
         work |= {"batches": catalogue.batches, "turns": catalogue.turns}
         ours = {"history": size.history, "blocks": size.blocks}
-        theirs = {"width": ModelSettings().width, "blocks": size.faiss_blocks}
+        theirs = {"width": MODEL.width, "blocks": size.faiss_blocks}
         seconds: dict[str, list[float]] = {}
         for _ in range(size.floor_rounds):
             (taken,) = run_ranks(

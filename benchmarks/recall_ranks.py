@@ -6,6 +6,7 @@ D width, K candidates.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,13 +14,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.made_up_model import made_up_gpt, made_up_table
+from benchmarks.made_up_model import MODEL, RECALL, made_up_gpt, made_up_table
 from benchmarks.yardsticks.exact_search import BlockSearch, random_rows
 from benchmarks.yardsticks.published_recall import IntArray, PublishedRecall
 from ray_jobs.actor_pool import ActorRange, run_on_actors
 from ray_jobs.recall_worker import RecallWorker
 from ray_jobs.runtime import start_ray
-from recgpt.config import ModelSettings, RecallSettings
 from recgpt.data.arrow import list_arrays
 from recgpt.data.dataset import HistoryDataset
 from recgpt.retrieval.autoregressive import AutoregressiveRecall
@@ -47,8 +47,8 @@ def published(dataset: str, users: int, turns: int) -> dict[str, Any]:
     whole = HistoryDataset.open(dataset)
     columns = [USER_HASH, ITEM_INDICES]
     histories = pa.concat_tables(whole.read_row_group(group, columns) for group in whole.row_groups)
-    settings = RecallSettings()
-    gpt = made_up_gpt(ModelSettings())
+    settings = RECALL
+    gpt = made_up_gpt(MODEL)
     table_RD = made_up_table(whole.num_items, gpt.settings.width)
     ours = AutoregressiveRecall(gpt, ExactIndex(table_RD, settings.block_items), settings)
     sides: dict[str, Callable[[pa.Table], IntArray]] = {RECGPT: partial(_recommend, ours)}
@@ -98,8 +98,8 @@ def recall_and_products(
         history: items of each history.
         blocks: items that the products take at a time; each is a side of its own.
     """
-    settings = RecallSettings(k=sum(quotas), quotas=tuple(quotas), batch_users=batch_users)
-    gpt = made_up_gpt(ModelSettings())
+    settings = replace(RECALL, k=sum(quotas), quotas=tuple(quotas), batch_users=batch_users)
+    gpt = made_up_gpt(MODEL)
     table_RD = torch.from_numpy(random_rows(num_items + 1, gpt.settings.width, seed=0))
     recall = AutoregressiveRecall(gpt, ExactIndex(table_RD, settings.block_items), settings)
     users = batch_users * batches

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ray_jobs.command_line import ConfigOption, DatasetOption, DebugOption, SetOption, verb_app
-from ray_jobs.runtime import run_command
+from ray_jobs.runtime import run_command, start_ray
 from recgpt import storage
 from recgpt.errors import UserError
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from recgpt.config import TrainSettings
     from recgpt.evaluation.ablation import Results, Summary
 
-RESULTS_FILE = "results.json"  # written first: shows that the folder is an ablation's
+SETTINGS_FILE = "settings.json"  # written first: shows that the folder is an ablation's
+RESULTS_FILE = "results.json"
 TABLE_FILE = "table.md"
 PLOT_FILE = "ablation.png"
 
@@ -35,7 +36,9 @@ def run_ablate(dataset: str, output: str, settings: "TrainSettings", seeds: Sequ
 
     trainings = ablation.trainings(settings)
     output = storage.absolute(output)
-    results = _claim(output)
+    results = _claim(output, settings)
+    # Started here for the largest of the jobs: which of them comes first depends on what is finished.
+    start_ray(min_cpus=settings.workers * settings.threads_per_worker + 2)
     jobs = list(itertools.product(seeds, trainings))
     for number, (seed, training) in enumerate(jobs, 1):
         typer.echo(f"[{number}/{len(jobs)}] {training.name}, seed {seed}")
@@ -57,16 +60,20 @@ def run_ablate(dataset: str, output: str, settings: "TrainSettings", seeds: Sequ
     return summary
 
 
-def _claim(output: str) -> "Results":
+def _claim(output: str, settings: "TrainSettings") -> "Results":
     """Make the folder an ablation's, and return the results that an earlier command left in it."""
+    from recgpt.config import to_dict
     from recgpt.evaluation.ablation import read_results
 
-    results = storage.join(output, RESULTS_FILE)
-    if storage.exists(results):
-        return read_results(results)
+    told = {**to_dict(settings), "seed": None}  # more seeds may follow
+    file, results = storage.join(output, SETTINGS_FILE), storage.join(output, RESULTS_FILE)
+    if storage.exists(file):
+        if storage.read_json_object(file) != told:
+            raise UserError(f"{output}: holds an ablation with other settings; give another --output")
+        return read_results(results) if storage.exists(results) else {}
     if not storage.is_empty(output):
         raise UserError(f"{output}: holds something that is not an ablation's; give another --output")
-    storage.write_json(results, {})
+    storage.write_json(file, told)
     return {}
 
 

@@ -12,6 +12,7 @@ from ray_jobs import (
     index,
     prepare,
     quickstart,
+    runs,
     show,
     submit,
     train,
@@ -64,6 +65,7 @@ for module in (
     doctor,
 ):
     app.command(module.__name__.rsplit(".", 1)[-1].replace("_", "-"))(module.command)
+app.add_typer(runs.app, name="runs")
 # What follows the verb that is submitted is for that verb.
 app.command(
     "submit",

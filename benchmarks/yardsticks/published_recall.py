@@ -106,7 +106,7 @@ def padded_forward(gpt: GPT, table_RD: Tensor, item_BL: Tensor, segment_BL: Tens
         attended_BHLK = score_BHLL.softmax(-1) @ value_BHLK
         x_BLD = x_BLD + attention.output(attended_BHLK.transpose(1, 2).flatten(2))
         x_BLD = x_BLD + block.feed_forward(block.feed_forward_norm(x_BLD))
-    return gpt.final_norm(x_BLD)
+    return gpt._interest(x_BLD)
 
 
 def best_items(score_BR: Scores, count: int) -> IntArray:

@@ -18,11 +18,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def significant(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
-
 
 def paired_bootstrap(
     difference_U: npt.NDArray[np.floating], seed: int = 0, samples: int = 2000, confidence: float = 0.95

@@ -13,7 +13,7 @@ from recgpt.model.fused_loss import fused_cross_entropy, fused_kernel_fits
 from recgpt.model.losses import softmax_loss_sum
 from recgpt.model.negatives import NegativeSampler
 from recgpt.model.scoring import ExcludedPairs, best_row, count_at_least
-from recgpt.model.unit_rows import unit
+from recgpt.model.unit_rows import UnitRows, unit
 
 INIT_STANDARD_DEVIATION = 0.02
 _INIT_CHUNK_ROWS = 4096
@@ -52,6 +52,10 @@ class ItemTable(nn.Module):
         """All item vectors, [R, D]."""
         return self._shown(self.weight)
 
+    def _view(self) -> Tensor | UnitRows:
+        """All item vectors, made as they are read: for scoring without gradients."""
+        return UnitRows(self.weight, self.weight.dtype) if self.unit_rows else self.weight
+
     def _shown(self, rows_ND: Tensor) -> Tensor:
         return unit(rows_ND) if self.unit_rows else rows_ND
 
@@ -83,7 +87,7 @@ class ItemTable(nn.Module):
         """
         block = self.loss.block_items
         if pool_items is None:
-            return best_row(interest_TD, self.vectors(), 1, block, excluded, temperature)[1]
+            return best_row(interest_TD, self._view(), 1, block, excluded, temperature)[1]
         row_S = self.sampler.draw(pool_items).unique()
         place_T = best_row(interest_TD, self(row_S), 0, block, excluded.among(row_S), temperature)[1]
         return row_S[place_T]
@@ -95,7 +99,7 @@ class ItemTable(nn.Module):
         """
         score_T = (interest_TD * self(target_T)).sum(1)
         others = excluded.with_targets(target_T)
-        above_T = count_at_least(interest_TD, score_T, self.vectors(), 1, self.loss.block_items, others)
+        above_T = count_at_least(interest_TD, score_T, self._view(), 1, self.loss.block_items, others)
         return excluded.ranks(above_T, target_T, len(self.weight))
 
 

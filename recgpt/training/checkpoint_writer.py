@@ -111,7 +111,8 @@ class CheckpointWriter:
         """Until the writing has ended, well or not, on all ranks.
 
         They tell each other that they wait, in a collective of the training: a store may be slow for as long
-        as it is, but a rank that hangs while it writes is found out as one that hangs in a step is.
+        as it is, but a process that stands still while its thread writes is found out as one that stands
+        still in a step is. (A thread that alone hangs in a call to the store is given ``_LONGEST_WRITE``.)
         """
         busy = torch.ones((), device=self._device)
         while busy:

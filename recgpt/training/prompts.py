@@ -110,8 +110,10 @@ def _generate_after_each(
     generated = model.item_table.best_item(interest, excluded, prompts.pool_items, prompts.temperature)
     generated_T[token_T] = generated
     if prompts.train_from_rank is not None:
-        rank = model.item_table.rank_of(interest, chosen.target_T, excluded)
-        missed = (rank >= prompts.train_from_rank) & (generated != chosen.target_T)
+        missed = generated != chosen.target_T
+        if prompts.train_from_rank > 1:  # or the ranking, a scan of all items, would say nothing
+            rank = model.item_table.rank_of(interest, chosen.target_T, excluded)
+            missed &= rank >= prompts.train_from_rank
         target_T[token_T] = chosen.target_T.where(missed, PADDING_INDEX)
     return generated_T, target_T
 

@@ -135,7 +135,7 @@ def _check_same(run: str, identity: Mapping[str, Any]) -> None:
     elif difference:
         raise UserError(
             f"{run}: holds a run with another {difference}; "
-            "use the same settings to go on with it, another folder, or --restart"
+            "use the same settings and release to go on with it, another folder, or --restart"
         )
 
 

@@ -118,6 +118,7 @@ class Trainer:
         time_bounds = resolve_time_bounds(settings.data.split, dataset.manifest)
         self.validator = Validator(dataset, settings, time_bounds, self.device)
         self.state = TrainingState(stage="")
+        self.epochs_before_step = 0.0  # of the stage, the one under way by the share of its users
         self.bad_steps = BadSteps(settings.not_finite, recorder)
         self._engine: DenseEngine | None = None
         self.row_optimizers: dict[str, RowOptimizer] = {}
@@ -212,6 +213,8 @@ class Trainer:
         for lane, taken in lane_step.users.items():
             counts[2 + lane] = taken
         stop, num_targets, *users = map(int, collectives.sum_over_ranks(counts).tolist())
+        # By users and not by steps: how many steps an epoch has is known only when it is over.
+        self.epochs_before_step = self.state.epoch + sum(self.state.consumed) / self.dataset.num_users
         if stop:
             name = self._save()
             self.wait_for_checkpoint()
@@ -380,6 +383,4 @@ class Trainer:
         warmed_up = min(1.0, (self.state.stage_step + 1) / max(stage.optimizer.warmup_steps, 1))
         if stage.optimizer.decay == "constant":
             return rate * warmed_up
-        # By users and not by steps: how many steps an epoch has is known only when it is over.
-        epochs = self.state.epoch + sum(self.state.consumed) / self.dataset.num_users
-        return rate * warmed_up * max(1 - epochs / stage.max_epochs, 0.0)
+        return rate * warmed_up * (1 - self.epochs_before_step / stage.max_epochs)

@@ -43,12 +43,12 @@ TINY = Size(
 
 @pytest.fixture(scope="module")
 def gpt():
-    return made_up_gpt(ModelSettings(max_history=20))
+    return made_up_gpt(ModelSettings(width=64, max_history=20))
 
 
 @pytest.fixture(scope="module")
 def table():
-    return made_up_table(300, ModelSettings().width)
+    return made_up_table(300, 64)
 
 
 def histories_of(lengths, num_items=300):
@@ -75,7 +75,7 @@ def test_with_seen_items_at_minus_infinity_both_find_the_same(gpt, table, all_po
     # Up to 19 items: of longer histories the authors' first step sees one item more than ours.
     histories = histories_of([1, 2, 5, 12, 19, 19])
     theirs = PublishedRecall(gpt, table, (18, 2), all_positions, seen_score=-np.inf).recommend(histories)
-    settings = RecallSettings(k=20, quotas=(18, 2), block_items=64)
+    settings = RecallSettings(k=20, quotas=(18, 2), block_items=64, continuation="best")
     ours = AutoregressiveRecall(gpt, ExactIndex(table, settings.block_items), settings).recommend(
         torch.from_numpy(np.concatenate(histories)),
         torch.tensor([0, *np.cumsum([len(history) for history in histories])]),

@@ -24,7 +24,7 @@ def test_a_pass_for_every_position_generates_what_one_pass_does(tmp_path):
     histories = split_histories(dataset.read_row_group(dataset.row_groups[0]), settings.data.split, "train")
     packed = pack(Histories.from_table(histories), settings.model.max_history)
     plain = plain_batch(model, packed, settings, 0, torch.device("cpu"))
-    everywhere = PromptSettings(interleaved_share=1.0, last_share=0.0)
+    everywhere = PromptSettings(interleaved_share=1.0, last_share=0.0, train_from_rank=None)
     prompted = prompted_batch(model, plain, packed.user_hash_B, everywhere, (0, 0))
     generated = pass_for_every_position(model, plain)
     is_last = torch.zeros(len(generated), dtype=torch.bool)

@@ -133,15 +133,15 @@ def test_a_disk_that_is_full_on_one_rank_is_an_error_on_all(tmp_path, run_ranks)
 
 def wait_for_a_rank_that_hangs(run):
     """Rank 0 stands still while it writes: the other gives up after the time that its collectives have."""
-    collectives.give_up_after(timedelta(seconds=2))
+    collectives.give_up_after(timedelta(seconds=5))
     stands_still = threading.Event()
     checkpoints = CheckpointWriter(run, lambda: stands_still.wait(60) and set(), lambda: None, True)
     checkpoints.save(lambda: snapshot(1, collectives.rank(), collectives.world_size()))
     if collectives.rank() == 0:
-        time.sleep(6)
+        time.sleep(15)
         os._exit(0)
     begun = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"[Tt]ime"):
+    with pytest.raises(RuntimeError, match=r"[Tt]ime|[Cc]losed"):
         checkpoints.wait()
     assert time.monotonic() - begun < 30, "not the hours that a slow store is given"
     os._exit(0)  # without the barrier at the end
@@ -154,8 +154,8 @@ def test_a_rank_that_hangs_while_it_writes_is_found_out(tmp_path, run_ranks):
 
 def wait_for_a_slow_store(run):
     """Longer than a collective may take: it is waited for, as long as all ranks show that they wait."""
-    collectives.give_up_after(timedelta(seconds=2))
-    keep = lambda: time.sleep(5) or set()  # noqa: E731
+    collectives.give_up_after(timedelta(seconds=5))
+    keep = lambda: time.sleep(8) or set()  # noqa: E731
     checkpoints = CheckpointWriter(run, keep, lambda: None, True)
     checkpoints.save(lambda: snapshot(1, collectives.rank(), collectives.world_size()))
     assert checkpoints.wait().name == NAMES[0]
