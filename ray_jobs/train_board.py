@@ -76,7 +76,14 @@ class TrainBoard:
             for other, (_, who, place) in sorted(self._signs.items())
             if other != rank and place != where
         ]
-        others = "; ".join(silent or behind) or "which of them hangs is not known"
+        # With a short time-out all may be at the same place, and nobody silent for long enough.
+        longest = [
+            f"worker {other} ({who}) was last heard of {now - when:.0f} s ago"
+            for when, other, who in sorted(
+                (when, other, who) for other, (when, who, _) in self._signs.items() if other != rank
+            )
+        ][:1]
+        others = "; ".join(silent or behind or longest)
         self.show(
             {"kind": "warning", "text": f"worker {rank} waited in vain for the others at {where}: {others}"}
         )

@@ -113,7 +113,7 @@ def test_a_run_that_loses_everything_in_turn_ends_like_an_undisturbed_one(datase
     driver.process.terminate()  # the machine is about to be taken away
     status, stderr = driver.end()
     assert status == 128 + signal.SIGTERM, stderr
-    assert f"(process {hung} on " in stderr, "the message names who hangs"
+    assert f"(process {hung} on " in stderr, f"the message names who hangs: {stderr}"
     assert "waited in vain for the others at step" in stderr
     assert stderr.splitlines()[-1].endswith("; the same command goes on from there")
 

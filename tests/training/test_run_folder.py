@@ -54,7 +54,7 @@ def test_a_new_run_states_its_settings(tmp_path):
     assert open_with(tmp_path / "deep" / "run") == str(tmp_path / "deep" / "run")
     identity = json.loads((tmp_path / "deep" / "run" / "settings.json").read_text())
     assert identity["dataset_fingerprint"] == "items-1"
-    assert identity["settings"]["model"]["width"] == 64
+    assert identity["settings"]["model"]["width"] == TrainSettings().model.width
     assert not finished_stages(str(tmp_path / "deep" / "run"))
 
 

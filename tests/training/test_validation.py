@@ -83,7 +83,7 @@ def ranks_slowly(model, dataset, histories, settings, seen_of=lambda items: item
             model.gpt.user_rows(user_hash),
         )
         with torch.no_grad():
-            scores = (model.item_table.weight @ model.interest(batch, layout)[-1]).tolist()
+            scores = (model.item_table.vectors() @ model.interest(batch, layout)[-1]).tolist()
         seen = set(seen_of(known))
         rivals = [item for item in range(1, NUM_ITEMS + 1) if item not in seen and item != target]
         rank = 1 + sum(scores[item] >= scores[target] for item in rivals)
