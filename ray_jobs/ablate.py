@@ -65,7 +65,7 @@ def _claim(output: str, settings: "TrainSettings") -> "Results":
     from recgpt.config import to_dict
     from recgpt.evaluation.ablation import read_results
 
-    told = {**to_dict(settings), "seed": None}  # more seeds may follow
+    told = {**to_dict(settings), "seed": None, "workers": None}  # more seeds may follow, on more workers
     file, results = storage.join(output, SETTINGS_FILE), storage.join(output, RESULTS_FILE)
     if storage.exists(file):
         if storage.read_json_object(file) != told:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -37,6 +38,7 @@ def calls(monkeypatch):
         served = dict.fromkeys(metric_names(), len(calls["measured"]) / 10)
         return {**served, "one_step": dict.fromkeys(metric_names(), 0.05)}
 
+    monkeypatch.setattr(ablate, "start_ray", lambda min_cpus: None)
     monkeypatch.setattr(train, "run_train", run_train)
     monkeypatch.setattr(evaluate, "run_evaluate", run_evaluate)
     return calls
@@ -65,7 +67,7 @@ def test_what_is_written(tmp_path, calls):
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_was_measured_is_kept_and_more_seeds_are_added(tmp_path, calls, monkeypatch):
+def test_what_was_measured_is_kept_and_more_seeds_are_added_on_more_workers(tmp_path, calls, monkeypatch):
     measure = evaluate.run_evaluate
 
     def fail_at_the_third(*arguments, **options):
@@ -78,7 +80,7 @@ def test_what_was_measured_is_kept_and_more_seeds_are_added(tmp_path, calls, mon
         ablate.run_ablate("dataset", str(tmp_path), SETTINGS, [0])
     assert calls["measured"] == [f"{name}-seed-0" for name in RUNS[:2]]
     monkeypatch.setattr(evaluate, "run_evaluate", measure)
-    ablate.run_ablate("dataset", str(tmp_path), SETTINGS, [0, 1])
+    ablate.run_ablate("dataset", str(tmp_path), replace(SETTINGS, workers=2), [0, 1])
     assert calls["measured"] == [f"{name}-seed-{seed}" for seed in (0, 1) for name in RUNS]
 
 
@@ -87,6 +89,14 @@ def test_a_folder_that_is_not_an_ablations_is_refused_and_kept(tmp_path, calls):
     with pytest.raises(UserError, match="not an ablation's"):
         ablate.run_ablate("dataset", str(tmp_path), SETTINGS, [0])
     assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
+
+
+def test_other_settings_are_another_ablation(tmp_path, calls):
+    ablate.run_ablate("dataset", str(tmp_path), SETTINGS, [0])
+    with pytest.raises(UserError, match="other settings"):
+        ablate.run_ablate(
+            "dataset", str(tmp_path), replace(SETTINGS, prompts=replace(SETTINGS.prompts, last_items=2)), [0]
+        )
 
 
 @pytest.mark.ray
@@ -119,9 +129,3 @@ def test_ablations_of_a_tiny_model(tmp_path, local_ray, write_dataset, monkeypat
     assert again.out == first.out
     assert again.err.count("nothing is done") == len(runs)
     assert json.loads((output / "results.json").read_text()) == results
-    # Other settings would be another ablation.
-    monkeypatch.setattr(sys, "argv", [*call, "model.dropout=0.1"])
-    with pytest.raises(SystemExit) as exit_:
-        run_command(ablate.app)
-    assert exit_.value.code == 2
-    assert "holds a run with another settings.model.dropout" in capfd.readouterr().err
