@@ -315,7 +315,7 @@ def _read_description(url: str) -> dict[str, Any]:
     version = description.get("schema_version") if isinstance(description, dict) else None
     if version != MODEL_SCHEMA_VERSION:
         raise UserError(
-            f"{where}: model schema version {version}, this RecGPT reads {MODEL_SCHEMA_VERSION}; export again"
+            f"{where}: model schema version {version}, this RecGPT reads {MODEL_SCHEMA_VERSION}; train again"
         )
     return description
 
