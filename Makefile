@@ -1,5 +1,6 @@
 # make quickstart   set up, then run the main job on one machine with a generated log
-# make test         set up, then lint, types, import rules and all tests
+# make test         set up, then lint, types, import rules and the tests
+# make test-long    the same with the tests that take minutes each
 # make check        set up, then lint, types and import rules alone
 # make clean        remove what the other targets made
 
@@ -9,13 +10,19 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test test-long check clean
+
+# One file's tests run in one process; those that take long begin first (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 quickstart: $(INSTALLED)
 	$(BIN)/recgpt quickstart
 
 test: check
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST)
+
+test-long: check
+	$(PYTEST) --long
 
 check: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

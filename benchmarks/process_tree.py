@@ -41,12 +41,17 @@ def descendants() -> list[int]:
 
 
 def memory_of(process: int) -> int:
-    """Proportional set size in bytes: pages shared by n processes count 1/n in each. 0 if it has ended."""
+    """Bytes that a process holds of its own and in shared memory; 0 if it has ended.
+
+    Pages shared by n processes count 1/n in each (proportional set size). Pages of mapped files, such as
+    libraries, are left out: the system drops and rereads them, and their share would grow in one process
+    whenever another one that maps the same library ends, be it below this one or not.
+    """
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
 
 
 def kill_descendants() -> None:

@@ -16,6 +16,7 @@ from typing import NoReturn
 import typer
 
 from ray_jobs.command_line import invoke
+from recgpt import progress
 from recgpt.errors import Stopped, UserError
 
 OBJECT_STORE_BYTES = 512 * 1024**2
@@ -71,9 +72,12 @@ def start_ray(min_cpus: int, *, large_objects: bool = False) -> None:
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
+        ray.init(log_to_driver=progress.is_verbose())
     else:
         _start_local_ray(min_cpus, _large_object_store() if large_objects else OBJECT_STORE_BYTES)
+    if progress.is_verbose():
+        folder = ray.get_runtime_context().get_session_dir()
+        progress.note(f"recgpt: what Ray's processes say is kept in {folder}/logs on each machine")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)  # in place of Ray's, which aborts the process
     configure_ray_data()
@@ -83,14 +87,16 @@ def _start_local_ray(min_cpus: int, object_store_bytes: int) -> None:
     import ray
 
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # By default Ray's workers give way to whatever else wants to run on the machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         ray.init(
             address="local",  # left out, a cluster that someone else started here would be joined
             num_cpus=max(min_cpus, os.cpu_count() or 1),
             include_dashboard=False,
             object_store_memory=object_store_bytes,
-            log_to_driver=False,
-            logging_level="WARNING",
+            log_to_driver=progress.is_verbose(),
+            logging_level="INFO" if progress.is_verbose() else "WARNING",
         )
     except Exception as error:
         if type(error) is not Exception:

@@ -20,6 +20,7 @@ from ray_jobs.runtime import guard_local_ray
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # as in a local Ray of RecGPT's
 os.environ.setdefault("LOCAL_RANK", "0")  # for training inside the test process; a launcher sets it elsewhere
 guard_local_ray()
 # A test never depends on how busy the machine is.
@@ -45,6 +46,25 @@ os.environ.update(
 )
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also the tests that take minutes each")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is long, and begin with files that take long: with two processes none waits at the end."""
+    if not config.getoption("--long"):
+        left_out = pytest.mark.skip(reason="takes minutes; --long runs it")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(left_out)
+    weights: dict[Path, int] = {}
+    for item in items:
+        weight = 2 * any(map(item.get_closest_marker, ("slow", "chaos")))
+        weight = weight or any(map(item.get_closest_marker, ("ray", "distributed")))
+        weights[item.path] = max(weights.get(item.path, 0), int(weight))
+    items.sort(key=lambda item: -weights[item.path])
 
 
 @pytest.fixture(scope="session")

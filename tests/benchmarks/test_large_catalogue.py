@@ -203,7 +203,7 @@ def test_step_of_checkpoints():
     assert step_of(["step-0000000050-epoch-00000", "step-0000000110-epoch-00001"]) == 110
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.chaos
 @pytest.mark.timeout(600)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from benchmarks import recall
-from benchmarks.made_up_histories import write_dataset
 from benchmarks.made_up_model import made_up_gpt, made_up_table, write_model
 from benchmarks.recall import Catalogue, Size
 from benchmarks.recall_ranks import LAST_POSITION, PUBLISHED, RECGPT, job_rate, steady_rate
@@ -20,6 +19,7 @@ from recgpt.config import ModelSettings, RecallSettings
 from recgpt.model.attention import Layout
 from recgpt.retrieval.autoregressive import AutoregressiveRecall
 from recgpt.retrieval.index import ExactIndex
+from recgpt.scaling.made_up_histories import write_dataset
 
 REPOSITORY = Path(__file__).parent.parent.parent
 TINY = Size(
@@ -165,7 +165,7 @@ def test_the_published_algorithm_finds_the_same(tmp_path, capsys):
     assert "30 times" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 def test_actors_and_memory_are_measured(log, tmp_path, capsys):
     # In a process of its own: it kills what it finds below it.
