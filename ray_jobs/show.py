@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_jobs.command_line import DebugOption, verb_app
+from ray_jobs.command_line import ItemColumnOption, ItemsOption, TitleColumnOption, verb_app
 from ray_jobs.runtime import run_command
 
 if TYPE_CHECKING:
@@ -33,23 +33,9 @@ def command(
             show_default="where it lay",
         ),
     ] = None,
-    items: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="CSV or Parquet with the titles of items (path or s3:// URL). Example: --items items.csv",
-            show_default="only ids are shown",
-        ),
-    ] = None,
-    item_column: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="Column of --items with the ids. Example: --item-column sku"),
-    ] = "item_id",
-    title_column: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="Column of --items with the titles. Example: --title-column name"),
-    ] = "title",
-    debug: DebugOption = False,
+    items: ItemsOption = None,
+    item_column: ItemColumnOption = "item_id",
+    title_column: TitleColumnOption = "title",
 ) -> None:
     """Show the last items of a user's history, and the candidates with their steps and scores.
 

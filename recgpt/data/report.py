@@ -1,9 +1,7 @@
 """The report on a prepared dataset, on the terminal and as HTML: what it holds, what was left out and why."""
 
-import io
-import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +11,10 @@ from rich.text import Text
 
 from recgpt.data.dataset import BadFile, DatasetManifest
 from recgpt.data.summary import COLD_BELOW, BadRow, DataSummary
+from recgpt.pages import Headline, percent, render
+from recgpt.plots import COLOURS, Plot, count_axis, plot
 
 if TYPE_CHECKING:
-    from markupsafe import Markup
     from matplotlib.axes import Axes
 
 REASONS = {
@@ -37,34 +36,6 @@ SOURCES_IN_HTML = 50
 _DAY_BINS = 200
 _LENGTH_BINS = 60
 _LENGTHS_SHOWN = 0.95  # of users: a few very long histories would squeeze the others into one bar
-_COLOUR = "#3f86c8"  # like the gray, seen well on white and on black
-_GRAY = "#888888"
-# Text stays black, which matplotlib writes down nowhere, so that the page can give it its own colour.
-_PLOT_STYLE = {
-    "svg.fonttype": "none",
-    "font.size": 10,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "axes.edgecolor": _GRAY,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRAY,
-    "grid.alpha": 0.25,
-    "xtick.color": _GRAY,
-    "xtick.labelcolor": "black",
-    "ytick.color": _GRAY,
-    "ytick.labelcolor": "black",
-}
-
-
-class Headline(NamedTuple):
-    """One figure of the report."""
-
-    name: str
-    value: str
-    note: str = ""
 
 
 class Dropped(NamedTuple):
@@ -75,14 +46,6 @@ class Dropped(NamedTuple):
     rows: int
     share: float
     """Of all rows read."""
-
-
-class Plot(NamedTuple):
-    """One plot of the report; ``svg`` is None where the log does not give it, and ``note`` says why."""
-
-    title: str
-    note: str
-    svg: "Markup | None"
 
 
 def terminal_report(manifest: DatasetManifest, summary: DataSummary) -> RenderableType:
@@ -98,7 +61,7 @@ def terminal_report(manifest: DatasetManifest, summary: DataSummary) -> Renderab
         table.add_column("rows", justify="right")
         table.add_column("of rows read", justify="right")
         for _, reason, rows, share in dropped:
-            table.add_row(_plain(reason), f"{rows:,}", _percent(share))
+            table.add_row(_plain(reason), f"{rows:,}", percent(share))
         parts.append(table)
     if manifest.bad_files:
         parts += _bad_files(manifest.bad_files)
@@ -107,17 +70,8 @@ def terminal_report(manifest: DatasetManifest, summary: DataSummary) -> Renderab
 
 def html_report(manifest: DatasetManifest, summary: DataSummary, bad_rows: Sequence[BadRow]) -> str:
     """One HTML file that needs nothing beside it; the same arguments give the same text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("recgpt.data", ""),
-        autoescape=True,  # names come from the data
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=_percent, setting=_setting)
-    html = environment.get_template("report.html.jinja").render(
+    return render(
+        "data/report.html.jinja",
         manifest=manifest,
         headlines=_headlines(manifest, summary),
         plots=[_days_plot(manifest, summary), _lengths_plot(summary), _popularity_plot(summary)],
@@ -128,29 +82,26 @@ def html_report(manifest: DatasetManifest, summary: DataSummary, bad_rows: Seque
         bad_rows=bad_rows,
         sources=manifest.sources[:SOURCES_IN_HTML],
     )
-    # File names need not be UTF-8; Python keeps their other bytes as surrogates, which no file can hold.
-    return html.encode("utf-8", "replace").decode("utf-8")
 
 
 def _headlines(manifest: DatasetManifest, summary: DataSummary) -> list[Headline]:
-    kept = _percent(manifest.num_interactions / _rows_read(manifest))
-    cold = _percent(summary.cold_interaction_share)
-    median, mean, longest = _history_lengths(summary)
+    kept = percent(manifest.num_interactions / _rows_read(manifest))
+    cold = percent(summary.cold_interaction_share)
     headlines = [
         Headline("users", f"{manifest.num_users:,}"),
         Headline("items", f"{manifest.num_items:,}"),
         Headline("interactions", f"{manifest.num_interactions:,}", f"{kept} of {_rows_read_text(manifest)}"),
-        Headline("median history", f"{median:,g}", f"mean {mean:,.1f}, longest {longest:,}"),
+        length_headline(summary.users_by_length),
         _time_span(manifest, summary),
         Headline(
             "cold items",
-            _percent(summary.cold_item_share),
+            percent(summary.cold_item_share),
             f"have fewer than {COLD_BELOW} interactions; {cold} of interactions are with them",
         ),
     ]
     if summary.new_item_share is not None:
         note = "of the newest tenth of interactions are with items unseen before"
-        headlines.append(Headline("new items", _percent(summary.new_item_share), note))
+        headlines.append(Headline("new items", percent(summary.new_item_share), note))
     return headlines
 
 
@@ -163,13 +114,14 @@ def _rows_read_text(manifest: DatasetManifest) -> str:
     return f"{text}, the older dataset's included" if manifest.lineage else text
 
 
-def _history_lengths(summary: DataSummary) -> tuple[float, float, int]:
-    """Median, mean and largest."""
-    lengths, users = _arrays(summary.users_by_length)
+def length_headline(users_by_length: dict[int, int]) -> Headline:
+    """Median, mean and largest length of the histories of at least one user."""
+    lengths, users = _arrays(users_by_length)
     ends = users.cumsum()
     num_users = int(ends[-1])
     middle = np.searchsorted(ends, [(num_users - 1) // 2, num_users // 2], side="right")
-    return float(lengths[middle].mean()), float(lengths @ users / num_users), int(lengths[-1])
+    median, mean = float(lengths[middle].mean()), float(lengths @ users / num_users)
+    return Headline("median history", f"{median:,g}", f"mean {mean:,.1f}, longest {lengths[-1]:,}")
 
 
 def _time_span(manifest: DatasetManifest, summary: DataSummary) -> Headline:
@@ -225,21 +177,6 @@ def _plain(text: str) -> Text:
     return Text("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))
 
 
-def _percent(share: float) -> str:
-    """Never 0.0% or 100.0% for what is only close to it."""
-    if 0 < share < 0.001:
-        return "<0.1%"
-    if 0.999 < share < 1:
-        return ">99.9%"
-    return f"{share:.1%}"
-
-
-def _setting(value: Any) -> str:
-    if value is None:
-        return "not set"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
 def _days_plot(manifest: DatasetManifest, summary: DataSummary) -> Plot:
     title = "Interactions per day"
     if not summary.interactions_per_day:
@@ -249,17 +186,17 @@ def _days_plot(manifest: DatasetManifest, summary: DataSummary) -> Plot:
     last = int(days[-1])
     edges, sums = _binned(days, np.array(counts), last, _DAY_BINS)
     means = sums / np.diff(np.minimum(edges, last + 1))  # the last bin may reach beyond the last day
-    ticks = np.unique(np.linspace(days[0], last, 4).round().astype(np.int64))
+    ticks = np.unique(np.linspace(days[0], last, 3).round().astype(np.int64))
 
     def draw(axes: "Axes") -> None:
-        axes.stairs(means, edges, fill=True, color=_COLOUR)
+        axes.stairs(means, edges, fill=True, color=COLOURS[0])
         axes.set_xticks(ticks + 0.5, ticks.astype("datetime64[D]").astype(str))
         axes.set_ylabel("interactions per day")
         axes.grid(axis="x", visible=False)
-        _count_axis(axes.yaxis)
+        count_axis(axes.yaxis)
 
     width = int(edges[1] - edges[0])
-    return Plot(title, f"Means of {width} days each." if width > 1 else "Days in UTC.", _svg(title, draw))
+    return plot(title, f"Means of {width} days each." if width > 1 else "Days in UTC.", draw)
 
 
 def _lengths_plot(summary: DataSummary) -> Plot:
@@ -270,35 +207,35 @@ def _lengths_plot(summary: DataSummary) -> Plot:
     beyond = 1 - sums.sum() / users.sum()
 
     def draw(axes: "Axes") -> None:
-        axes.stairs(sums, edges - 0.5, fill=True, color=_COLOUR)
+        axes.stairs(sums, edges - 0.5, fill=True, color=COLOURS[0])
         axes.set_xlabel("interactions in the history")
         axes.set_ylabel("users")
         axes.grid(axis="x", visible=False)
-        _count_axis(axes.xaxis)
-        _count_axis(axes.yaxis)
+        count_axis(axes.xaxis)
+        count_axis(axes.yaxis)
 
     width = int(edges[1] - edges[0])
     note = f"In steps of {width}. " if width > 1 else ""
     if beyond > 0:
-        note += f"Not shown: {_percent(beyond)} of users, with histories of up to {lengths[-1]:,}."
+        note += f"Not shown: {percent(beyond)} of users, with histories of up to {lengths[-1]:,}."
     title = "Length of histories"
-    return Plot(title, note, _svg(title, draw))
+    return plot(title, note, draw)
 
 
 def _popularity_plot(summary: DataSummary) -> Plot:
     ranks, counts = np.array(summary.item_counts).T
 
     def draw(axes: "Axes") -> None:
-        axes.loglog(ranks, counts, color=_COLOUR, marker="o", markersize=3)
+        axes.loglog(ranks, counts, color=COLOURS[0], marker="o", markersize=3)
         axes.set_xlabel("rank of the item")
         axes.set_ylabel("interactions")
         axes.set_xlim(*_decades(ranks[-1]))
         axes.set_ylim(*_decades(counts[0]))
-        _count_axis(axes.xaxis)
-        _count_axis(axes.yaxis)
+        count_axis(axes.xaxis)
+        count_axis(axes.yaxis)
 
     title = "Popularity of items"
-    return Plot(title, "Both scales are logarithmic.", _svg(title, draw))
+    return plot(title, "Both scales are logarithmic.", draw)
 
 
 def _decades(largest: int) -> tuple[float, float]:
@@ -324,30 +261,3 @@ def _binned(
     edges = np.arange(first, last + 1 + width, width)
     ends = np.concatenate([[0], counts.cumsum()])[np.searchsorted(values, edges)]
     return edges, np.diff(ends)
-
-
-def _count_axis(axis: Any) -> None:
-    """Whole numbers, short: 20k for 20,000."""
-    from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
-
-    if axis.get_scale() == "linear":
-        axis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
-    axis.set_major_formatter(EngFormatter(sep=""))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _svg(title: str, draw: Callable[["Axes"], None]) -> "Markup":
-    """The ``svg`` element of a plot, whose text and background the page decides."""
-    from markupsafe import Markup
-    from matplotlib import style
-    from matplotlib.figure import Figure
-
-    # The salt makes ids the same in each run, and different in each plot of a page.
-    with style.context(["default", {**_PLOT_STYLE, "svg.hashsalt": title}]):
-        figure = Figure(figsize=(4.8, 2.6), layout="constrained")
-        draw(figure.add_subplot())
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]  # XML's own head has no place in HTML
-    return Markup(re.sub(r'<g id="[^"]*"', "<g", svg))  # figure_1 and such: every plot has them

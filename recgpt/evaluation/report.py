@@ -2,23 +2,17 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from recgpt.evaluation.metrics import metric_names
-
-WIDTH_WHERE_NO_TERMINAL = 130
+from recgpt.tables import console, print_tables
 
 
 def metrics_table(result: dict[str, Any]) -> Table:
     """One row per baseline and recall variant, one column per metric; the best of a column is bold."""
-    rows = _rows(result)
+    rows = metric_rows(result)
     metrics = metric_names(result["k"])
-    title = (
-        f"{result['split']} split, {result['protocol']}, {result['num_users']:,} users, "
-        f"lists of {result['k']}, seen items: {result['seen']}"
-    )
-    table = Table("", *metrics, title=title)
+    table = Table("", *metrics, title=caption(result))
     best = {metric: max(row[metric] for row in rows.values()) for metric in metrics}
     for name, row in rows.items():
         cells = [f"{row[metric]:.4f}" for metric in metrics]
@@ -27,7 +21,15 @@ def metrics_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def _rows(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def caption(result: dict[str, Any]) -> str:
+    """What was measured."""
+    return (
+        f"{result['split']} split, {result['protocol']}, {result['num_users']:,} users, "
+        f"lists of {result['k']}, seen items: {result['seen']}"
+    )
+
+
+def metric_rows(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The metrics of each row by its title. The served list has none of its own where it is one of them."""
     rows: dict[str, dict[str, Any]] = {}
     for name, title in (("popularity", "popularity"), ("markov", "item-to-item Markov")):
@@ -54,9 +56,6 @@ def difference_line(result: dict[str, Any]) -> str:
 
 def print_result(result: dict[str, Any]) -> None:
     """Print the table on stdout, and what more than one step changes if the model takes more."""
-    console = Console()
-    if not console.is_terminal:  # a pipe or a file has no width to respect: cut no number off there
-        console = Console(width=max(console.width, WIDTH_WHERE_NO_TERMINAL))
-    console.print(metrics_table(result))
+    print_tables(metrics_table(result))
     if len(result["quotas"]) > 1:
-        console.print(difference_line(result), highlight=False, soft_wrap=True)
+        console().print(difference_line(result), highlight=False, soft_wrap=True)

@@ -88,7 +88,7 @@ class ListChecks:
 
     def __init__(self, manifest: CandidatesManifest, vocabulary: Vocabulary):
         self._manifest = manifest
-        self._items = _ItemIndices(vocabulary)
+        self._items = ItemIndices(vocabulary)
         self._num_rows = vocabulary.num_items + 1
         self._allowed_R = np.ones(self._num_rows, np.bool_)
         only, exclude = manifest.asked_for.only_items, manifest.asked_for.exclude_items
@@ -200,7 +200,7 @@ def _bools(column: pa.ChunkedArray) -> BoolArray:
     return combine(column).to_numpy(zero_copy_only=False)
 
 
-class _ItemIndices:
+class ItemIndices:
     """``Vocabulary.encode`` for many small arrays of ids: what it searches in is built once."""
 
     def __init__(self, vocabulary: Vocabulary):

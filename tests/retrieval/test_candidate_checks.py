@@ -123,10 +123,10 @@ def test_items_are_looked_up_as_the_vocabulary_does(monkeypatch):
     ids = pa.array([*ITEMS, "x", "a", "y"])
     vocabulary = Vocabulary(pa.array(ITEMS), np.ones(8, np.int64))
     expected = vocabulary.encode(ids).tolist()
-    assert candidate_checks._ItemIndices(vocabulary).encode(ids).tolist() == expected
+    assert candidate_checks.ItemIndices(vocabulary).encode(ids).tolist() == expected
     same = lambda ids: np.zeros(len(ids), np.int64)  # noqa: E731
     monkeypatch.setattr(candidate_checks, "stable_hash", same)
-    assert candidate_checks._ItemIndices(vocabulary).encode(ids).tolist() == expected
+    assert candidate_checks.ItemIndices(vocabulary).encode(ids).tolist() == expected
 
 
 @pytest.fixture
