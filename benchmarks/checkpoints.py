@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.common import MIB, machine, print_table, write_json
-from benchmarks.ranks import run_ranks, step_seconds
+from recgpt.scaling.ranks import run_ranks, step_seconds
 
 WAYS = ("in background", "at once")
 

@@ -20,13 +20,14 @@ import typer
 from torch import Tensor
 
 from recgpt import storage
-from recgpt.config import LossSettings, TrainSettings, from_dict
+from recgpt.config import LossSettings, TrainSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.data.vocabulary import Vocabulary
 from recgpt.evaluation.protocol import training_histories
 from recgpt.model.export import INFO_FILE, find_model
 from recgpt.model.item_table import initial_rows
 from recgpt.schema import MANIFEST_FILE, PADDING_INDEX
+from recgpt.settings_reading import from_dict
 from recgpt.training.run_folder import SETTINGS_FILE
 
 STANDARD_DEVIATIONS = 6.0  # that the number of untouched rows may differ from the expected one

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.common import environment, machine, print_table, run_verb, write_json
-from benchmarks.ranks import REPOSITORY, run_ranks
+from recgpt.scaling.ranks import REPOSITORY, run_ranks
 
 BEAUTY = REPOSITORY.parent / "shared" / "data" / "Beauty.txt"
 RECBOLE = (

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from benchmarks.attention_forms import FORMS
-from benchmarks.made_up_histories import lane_table, training_lengths
 from recgpt.config import DataSettings, ModelSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.data.packing import lane_steps
@@ -19,6 +18,7 @@ from recgpt.data.plan import epoch_units
 from recgpt.model import attention
 from recgpt.model.attention import Layout
 from recgpt.model.gpt import GPT
+from recgpt.scaling.made_up_histories import lane_table, training_lengths
 
 USERS_PER_LANE = 65_536
 MAX_HISTORY = 50

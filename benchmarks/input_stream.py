@@ -21,11 +21,11 @@ import typer
 
 from benchmarks.common import MIB, machine, print_table, run_verb, write_json
 from benchmarks.full_cross_entropy import BEAUTY
-from benchmarks.made_up_histories import training_lengths, write_dataset
 from benchmarks.process_tree import PeakMemory, adopt_orphans, kill_descendants
-from benchmarks.ranks import run_ranks
 from ray_jobs.runtime import OBJECT_STORE_BYTES
 from recgpt.data import synthetic
+from recgpt.scaling.made_up_histories import training_lengths, write_dataset
+from recgpt.scaling.ranks import run_ranks
 from recgpt.schema import ITEM_ID, USER_ID
 from recgpt.training.recorder import LOG_EVERY_STEPS
 from recgpt.training.run_folder import METRICS_FILE

@@ -19,7 +19,7 @@ import numpy as np
 import typer
 
 from benchmarks.common import MIB, environment, machine, print_table, write_json
-from benchmarks.ranks import run_ranks, step_seconds
+from recgpt.scaling.ranks import run_ranks, step_seconds
 
 RANKS = 2
 VALUE_BYTES = {"float32": 4, "bfloat16": 2}

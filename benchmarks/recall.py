@@ -21,12 +21,12 @@ import typer
 from benchmarks.common import MIB, environment, machine, print_table, run_verb, write_json
 from benchmarks.full_cross_entropy import BEAUTY
 from benchmarks.input_stream import write_log_like_beauty
-from benchmarks.made_up_histories import training_lengths, write_dataset
 from benchmarks.made_up_model import MODEL, write_model
 from benchmarks.prepare import run
 from benchmarks.process_tree import adopt_orphans, kill_descendants
-from benchmarks.ranks import run_ranks
 from benchmarks.recall_ranks import LAST_POSITION, PUBLISHED, RECGPT
+from recgpt.scaling.made_up_histories import training_lengths, write_dataset
+from recgpt.scaling.ranks import run_ranks
 
 FAISS = (["torch==2.13.0"], ["faiss-cpu==1.15.1"])
 ALONE = "a plain loop"

@@ -13,16 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recgpt.config import PromptSettings, TrainSettings, from_dict
+from recgpt.config import PromptSettings, TrainSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.data.packing import PackedBatch, lane_steps
 from recgpt.data.plan import ReadUnit, epoch_units, read_unit
 from recgpt.model.attention import Layout
 from recgpt.model.scoring import ExcludedPairs
+from recgpt.settings_reading import from_dict
 from recgpt.training.engine import DenseEngine, init_process_group, read_deepspeed_config
 from recgpt.training.model import NextItemModel, TrainingBatch, build_model
 from recgpt.training.prompts import plain_batch, prefix_pairs, prompted_batch
 from recgpt.training.recorder import Recorder
+from recgpt.training.step_figures import StepFigures
 from recgpt.training.trainer import train
 
 CPU = torch.device("cpu")
@@ -46,12 +48,12 @@ def epochs(dataset: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
             self.begun = time.perf_counter(), time.process_time()
             return super().waiting_for(steps)
 
-        def step(self, state: Any, loss_sum: Tensor, num_targets: int, rate: float) -> None:
-            super().step(state, loss_sum, num_targets, rate)
+        def step(self, state: Any, figures: StepFigures) -> None:
+            super().step(state, figures)
             epoch = measured[-1]
             epoch["stage"] = state.stage
             epoch["sequences"] = sum(state.consumed)
-            epoch["targets"] += num_targets
+            epoch["targets"] += figures.num_targets
             epoch["seconds"] = time.perf_counter() - self.begun[0]
             epoch["cpu_seconds"] = time.process_time() - self.begun[1]
 

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.ranks import peak_memory
 from benchmarks.yardsticks.lookup_workload import LookupWorkload, draw_items, item_counts
 from recgpt.config import LossSettings, ModelSettings, OptimizerSettings
 from recgpt.distributed import collectives
@@ -21,6 +20,7 @@ from recgpt.distributed.sharded_table import ShardedTable
 from recgpt.distributed.table_optimizer import row_optimizer
 from recgpt.model.gpt import GPT
 from recgpt.model.item_table import ItemTable
+from recgpt.scaling.ranks import peak_memory
 from recgpt.training.engine import DenseEngine, init_process_group, read_deepspeed_config
 from recgpt.training.model import NextItemModel, TrainingBatch
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.stopwatch import Stopwatch
-from recgpt.config import TrainSettings, from_dict
+from recgpt.config import TrainSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.data.plan import read_unit
 from recgpt.model.losses import blocks, softmax_loss_sum
+from recgpt.settings_reading import from_dict
 from recgpt.training.recorder import Recorder
+from recgpt.training.step_figures import StepFigures
 from recgpt.training.trainer import train
 
 WARM_UP_STEPS = 20
@@ -32,9 +34,9 @@ def training_steps(dataset: str, settings: dict[str, Any], seconds: float) -> li
     stopwatch = Stopwatch(seconds)
 
     class StepTimes(Recorder):
-        def step(self, state: Any, loss_sum: Tensor, num_targets: int, rate: float) -> None:
-            super().step(state, loss_sum, num_targets, rate)
-            if state.step >= WARM_UP_STEPS and stopwatch.step(num_targets):
+        def step(self, state: Any, figures: StepFigures) -> None:
+            super().step(state, figures)
+            if state.step >= WARM_UP_STEPS and stopwatch.step(figures.num_targets):
                 raise _Enough
 
     def read_units(units: list[Any]) -> Any:

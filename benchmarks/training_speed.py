@@ -17,10 +17,10 @@ import typer
 from benchmarks.common import machine, print_table, write_json
 from benchmarks.full_cross_entropy import BEAUTY
 from benchmarks.input_stream import write_log_like_beauty
-from benchmarks.made_up_histories import NUM_ITEMS, training_lengths, write_dataset
-from benchmarks.ranks import run_ranks
 from benchmarks.stage_ranks import PLAIN
 from recgpt.config import STAGES
+from recgpt.scaling.made_up_histories import NUM_ITEMS, training_lengths, write_dataset
+from recgpt.scaling.ranks import run_ranks
 
 GOAL = 2.5  # times a pre-training epoch, at most, for an epoch of prompt-tuning
 

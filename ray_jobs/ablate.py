@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_jobs.command_line import ConfigOption, DatasetOption, DebugOption, SetOption, verb_app
+from ray_jobs.command_line import ConfigOption, DatasetOption, SetOption, verb_app
 from ray_jobs.runtime import run_command, start_ray
 from recgpt import storage
 from recgpt.errors import UserError
@@ -62,8 +62,8 @@ def run_ablate(dataset: str, output: str, settings: "TrainSettings", seeds: Sequ
 
 def _claim(output: str, settings: "TrainSettings") -> "Results":
     """Make the folder an ablation's, and return the results that an earlier command left in it."""
-    from recgpt.config import to_dict
     from recgpt.evaluation.ablation import read_results
+    from recgpt.settings_reading import to_dict
 
     told = {**to_dict(settings), "seed": None, "workers": None}  # more seeds may follow, on more workers
     file, results = storage.join(output, SETTINGS_FILE), storage.join(output, RESULTS_FILE)
@@ -112,7 +112,6 @@ def command(
             help="Training processes over all machines, and as many to evaluate. Example: --workers 2",
         ),
     ] = None,
-    debug: DebugOption = False,
 ) -> None:
     """Measure what each part of the model is worth: train it whole and without each part, with several seeds.
 
@@ -122,20 +121,15 @@ def command(
 
     Example: `recgpt ablate --dataset data/beauty --output ablation --workers 2`
     """
-    from rich.console import Console
-
-    from recgpt.config import load_train_settings
     from recgpt.evaluation.ablation import rich_table
-    from recgpt.evaluation.report import WIDTH_WHERE_NO_TERMINAL
+    from recgpt.settings_reading import load_train_settings
+    from recgpt.tables import print_tables
 
     overrides = [*(set_ or []), *([f"workers={workers}"] if workers is not None else [])]
     settings = load_train_settings(config, overrides)
     all_seeds = range(settings.seed, settings.seed + seeds)
     summary = run_ablate(dataset, output, settings, all_seeds)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, WIDTH_WHERE_NO_TERMINAL))
-    console.print(rich_table(summary, all_seeds))
+    print_tables(rich_table(summary, all_seeds))
     typer.echo(f"{output}: {RESULTS_FILE}, {TABLE_FILE}, {PLOT_FILE} and runs/")
 
 

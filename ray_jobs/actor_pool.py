@@ -4,8 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import typer
-
+from recgpt import progress
 from recgpt.errors import UserError
 
 # A task whose actor dies, with its machine or by itself, is done again, at most so often. Actors are
@@ -134,10 +133,9 @@ def wait_for_room(actors: Sequence[Any], least: int, what: str) -> None:
     started, waiting = ray.wait(up, num_returns=least, timeout=SECONDS_UNTIL_WARNING)
     if len(started) < least and ray.available_resources().get("CPU", 0) < 1:  # else they are about to start
         cpus = ray.cluster_resources().get("CPU", 0)
-        typer.echo(
-            f"recgpt: warning: {len(waiting)} of {len(up)} {what} wait for a CPU each; the cluster has "
-            f"{cpus:g} CPUs in all. They start when it has room: add machines, or ask for fewer",
-            err=True,
+        progress.warn(
+            f"{len(waiting)} of {len(up)} {what} wait for a CPU each; the cluster has "
+            f"{cpus:g} CPUs in all. They start when it has room: add machines, or ask for fewer"
         )
     ray.wait(up, num_returns=least)
 

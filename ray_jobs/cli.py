@@ -8,10 +8,13 @@ from ray_jobs import (
     ablate,
     doctor,
     evaluate,
+    export,
     generate,
     index,
+    plan,
     prepare,
     quickstart,
+    report,
     runs,
     show,
     submit,
@@ -20,7 +23,7 @@ from ray_jobs import (
     validate,
     verify_candidates,
 )
-from ray_jobs.command_line import new_app
+from ray_jobs.command_line import new_app, with_common_options
 from ray_jobs.runtime import run_command
 from recgpt import __version__
 
@@ -60,11 +63,15 @@ for module in (
     evaluate,
     tune_quotas,
     ablate,
+    export,
+    report,
     quickstart,
     validate,
+    plan,
     doctor,
 ):
-    app.command(module.__name__.rsplit(".", 1)[-1].replace("_", "-"))(module.command)
+    name = module.__name__.rsplit(".", 1)[-1].replace("_", "-")
+    app.command(name)(with_common_options(module.command))
 app.add_typer(runs.app, name="runs")
 # What follows the verb that is submitted is for that verb.
 app.command(
@@ -74,7 +81,7 @@ app.command(
         "ignore_unknown_options": True,
         "allow_interspersed_args": False,
     },
-)(submit.command)
+)(with_common_options(submit.command))
 
 
 def main() -> None:

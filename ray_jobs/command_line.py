@@ -1,11 +1,13 @@
 """What the verbs share on the command line: parsing, and the options that mean the same everywhere."""
 
+import inspect
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from recgpt import progress
 from recgpt.errors import UserError
 
 # Options that take one or more values: `--input a b` means `--input a --input b`.
@@ -101,15 +103,59 @@ OverwriteOption = Annotated[
         help="Replace what --output already holds; without it, a folder that is not empty is refused.",
     ),
 ]
-DebugOption = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback of an error, not only its one line.")
+ItemsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="CSV or Parquet with the titles of items (path or s3:// URL). Example: --items items.csv",
+        show_default="only ids are shown",
+    ),
 ]
+ItemColumnOption = Annotated[
+    str, typer.Option(metavar="NAME", help="Column of --items with the ids. Example: --item-column sku")
+]
+TitleColumnOption = Annotated[
+    str, typer.Option(metavar="NAME", help="Column of --items with the titles. Example: --title-column name")
+]
+COMMON_OPTIONS = {
+    "quiet": Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no notes: only results and errors.")
+    ],
+    "verbose": Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also what Ray and its workers say, as it comes.")
+    ],
+    "debug": Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error, not only its one line.")
+    ],
+}
+
+
+def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The verb with `--quiet`, `--verbose` and `--debug` besides its own options."""
+
+    def run(**options: Any) -> None:
+        common = {name: options.pop(name) for name in COMMON_OPTIONS}
+        if common["quiet"] and common["verbose"]:
+            raise UserError("--quiet and --verbose contradict each other; give one of them")
+        progress.set_talk(quiet=common["quiet"], verbose=common["verbose"])
+        command(**options)
+
+    own = inspect.signature(command, eval_str=True)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
+        for name, option in COMMON_OPTIONS.items()
+    ]
+    parameters = [*own.parameters.values(), *added]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def verb_app(command: Callable[..., None]) -> typer.Typer:
     """A command line with one verb; its help is the docstring of ``command``, in Markdown."""
     app = new_app()
-    app.command()(command)
+    app.command()(with_common_options(command))
     return app
 
 

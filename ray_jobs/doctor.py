@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ray_jobs.command_line import DebugOption, verb_app
+from ray_jobs.command_line import verb_app
 from ray_jobs.runtime import run_command, start_ray
 from recgpt.errors import UserError
 from recgpt.machine import Finding
@@ -27,7 +27,6 @@ def command(
             help="Also start Ray, or join the cluster of RAY_ADDRESS, and run a task. Example: --no-ray"
         ),
     ] = True,
-    debug: DebugOption = False,
 ) -> None:
     """Look at this machine: versions, processors, memory, ports, GPU, an object store, and Ray.
 

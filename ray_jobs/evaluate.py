@@ -11,7 +11,6 @@ from ray_jobs.actor_pool import ONE_ACTOR, ActorRange, run_on_actors
 from ray_jobs.command_line import (
     ActorsOption,
     DatasetOption,
-    DebugOption,
     IndexShardsOption,
     JsonOption,
     ModelOption,
@@ -72,7 +71,6 @@ def command(
             "Example: --no-baselines"
         ),
     ] = True,
-    debug: DebugOption = False,
 ) -> None:
     """Measure hit rate, NDCG and MRR of a trained model on held-out items, as it serves them.
 
@@ -171,7 +169,7 @@ def open_for_evaluation(
     What can be refused without Ray is refused here, before it starts: ``UserError`` for a model that is not
     whole or does not belong to the dataset, a split that cannot be made, or a result file that can be none.
     """
-    from recgpt import storage
+    from recgpt import progress, storage
     from recgpt.data.dataset import HistoryDataset
     from recgpt.data.sequences import resolve_time_bounds
     from recgpt.model.export import model_fingerprint
@@ -184,10 +182,9 @@ def open_for_evaluation(
     resolve_time_bounds(info.split, histories.manifest)
     model_fingerprint(model_url)
     if info.dataset_fingerprint not in ("", histories.fingerprint):
-        typer.echo(
-            f"recgpt: warning: {histories.url}: another preparation of the log than the one the model was "
-            "trained on; held-out items may have been in its training",
-            err=True,
+        progress.warn(
+            f"{histories.url}: another preparation of the log than the one the model was "
+            "trained on; held-out items may have been in its training"
         )
     return histories, model_url, info
 

@@ -10,7 +10,6 @@ from ray_jobs.actor_pool import ONE_ACTOR, ActorRange, run_on_actors
 from ray_jobs.command_line import (
     ActorsOption,
     DatasetOption,
-    DebugOption,
     IndexShardsOption,
     ModelOption,
     OutputOption,
@@ -21,7 +20,7 @@ from ray_jobs.command_line import (
 from ray_jobs.job_index import job_index
 from ray_jobs.recall_worker import RecallWorker
 from ray_jobs.runtime import run_command, start_ray
-from recgpt import storage
+from recgpt import progress, storage
 from recgpt.errors import UserError
 from recgpt.progress import progress_bar
 
@@ -67,9 +66,9 @@ def run_generate(
         return asdict(finished)
     run = candidate_job.begin(output, plan.job, {part_name(unit.part) for unit in plan.units}, overwrite)
     for warning in plan.warnings:
-        typer.echo(f"recgpt: warning: {warning}", err=True)
+        progress.warn(warning)
     if run.done:
-        typer.echo(f"{len(run.done)} of {len(plan.units)} parts are finished already; going on", err=True)
+        progress.note(f"{len(run.done)} of {len(plan.units)} parts are finished already; going on")
     manifest = plan.manifest([*run.done, *_recall(plan, run, actors, index_shards, price_per_hour)])
     plan.check_unchanged()
     candidate_job.finish_job(run, output, manifest)
@@ -226,7 +225,6 @@ def command(
         ),
     ] = None,
     overwrite: OverwriteOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Write candidate items for every user of a dataset, by autoregressive recall.
 

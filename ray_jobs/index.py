@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ray_jobs.command_line import DatasetOption, DebugOption, ModelOption, OverwriteOption, verb_app
+from ray_jobs.command_line import DatasetOption, ModelOption, OverwriteOption, verb_app
 from ray_jobs.runtime import run_command
 from recgpt import storage
 from recgpt.schema import INDEX_SCHEMA_VERSION
@@ -118,7 +118,6 @@ def command(
         ),
     ] = None,
     overwrite: OverwriteOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Build an approximate index of a model's items, to give to `recgpt generate --index`.
 

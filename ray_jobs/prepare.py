@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_jobs.command_line import DebugOption, OverwriteOption, verb_app
+from ray_jobs.command_line import OverwriteOption, verb_app
 from ray_jobs.runtime import run_command, start_ray
 from recgpt import storage
 from recgpt.errors import UserError
@@ -42,8 +42,8 @@ def run_prepare(
     The same log gives the same vocabulary and part files, whatever the order of its files and rows.
     Raises ``UserError`` for anything the user can put right; what was in ``output`` before is whole then.
     """
-    from recgpt.config import from_dict
     from recgpt.data.prepare_settings import PrepareSettings
+    from recgpt.settings_reading import from_dict
 
     checked = from_dict(PrepareSettings, settings, "recgpt prepare")
     return prepare_dataset(inputs, output, checked, append, overwrite)[0]
@@ -132,9 +132,9 @@ def _describe(
     has_timestamps: bool,
     base: "HistoryDataset | None",
 ) -> "DatasetManifest":
-    from recgpt.config import to_dict
     from recgpt.data.dataset import DatasetManifest
     from recgpt.schema import DATASET_SCHEMA_VERSION
+    from recgpt.settings_reading import to_dict
 
     return DatasetManifest(
         schema_version=DATASET_SCHEMA_VERSION,
@@ -316,7 +316,6 @@ def command(
         ),
     ] = None,
     overwrite: OverwriteOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Turn interaction logs into a dataset: a vocabulary of items and one history per user.
 
@@ -330,9 +329,9 @@ def command(
     """
     from rich.console import Console
 
-    from recgpt.config import from_dict
     from recgpt.data.prepare_settings import PrepareSettings
     from recgpt.data.report import terminal_report
+    from recgpt.settings_reading import from_dict
 
     settings = from_dict(
         PrepareSettings,

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ray_jobs.command_line import DebugOption, verb_app
+from ray_jobs.command_line import verb_app
 from ray_jobs.runtime import run_command, start_ray
 from recgpt import storage
 from recgpt.errors import UserError
@@ -51,7 +51,7 @@ def run_quickstart(
 
     Raises ``UserError`` if the folder holds something that is not a quickstart's.
     """
-    from recgpt.config import to_dict
+    from recgpt.settings_reading import to_dict
 
     output = storage.absolute(output)
     stages = _stages(output, log_settings, train_settings)
@@ -231,7 +231,6 @@ def command(
             "Example: --output /tmp/quickstart",
         ),
     ] = "quickstart",
-    debug: DebugOption = False,
 ) -> None:
     """Run the whole path on this machine: make up a log, prepare, train, generate, evaluate.
 
@@ -240,8 +239,8 @@ def command(
 
     Example: `recgpt quickstart --output /tmp/quickstart`
     """
-    from recgpt.config import load_train_settings
     from recgpt.data.synthetic import SyntheticSettings
+    from recgpt.settings_reading import load_train_settings
 
     metrics = run_quickstart(output, SyntheticSettings(), load_train_settings("quickstart"))
     console = Console()

@@ -4,13 +4,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_jobs.command_line import DebugOption, new_app
+from ray_jobs.command_line import new_app, with_common_options
 from ray_jobs.runtime import run_command
 from recgpt.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from recgpt.training.runs import Run
 
 app = new_app()
@@ -25,6 +23,7 @@ def runs() -> None:
 
 
 @app.command("list")
+@with_common_options
 def list_runs(
     folder: Annotated[
         str,
@@ -33,7 +32,6 @@ def list_runs(
             help="Folder that holds runs (path or s3:// URL). Example: recgpt runs list runs",
         ),
     ],
-    debug: DebugOption = False,
 ) -> None:
     """All runs in a folder, and what each was told otherwise than by default.
 
@@ -41,16 +39,18 @@ def list_runs(
     """
     from rich.table import Table
 
+    from recgpt.tables import print_tables
     from recgpt.training.runs import find_runs
 
     table = Table("run", "state", "step", "best on validation", "told")
     for run in find_runs(folder):
         told = " ".join(f"{key}={value}" for key, value in run.told().items())
         table.add_row(run.name, _state(run), _step(run), _best(run), told)
-    _print(table)
+    print_tables(table)
 
 
 @app.command("compare")
+@with_common_options
 def compare_runs(
     folders: Annotated[
         list[str],
@@ -59,7 +59,6 @@ def compare_runs(
             help="Two runs or more (paths or s3:// URLs). Example: recgpt runs compare runs/a runs/b",
         ),
     ],
-    debug: DebugOption = False,
 ) -> None:
     """In what settings runs differ, and how good they are.
 
@@ -67,6 +66,7 @@ def compare_runs(
     """
     from rich.table import Table
 
+    from recgpt.tables import print_tables
     from recgpt.training.runs import differing, read_run
 
     if len(folders) < 2:
@@ -79,16 +79,16 @@ def compare_runs(
     table.add_row("state", *map(_state, compared))
     table.add_row("step", *map(_step, compared))
     table.add_row("best on validation", *map(_best, compared))
-    _print(table)
+    print_tables(table)
 
 
 @app.command("show")
+@with_common_options
 def show_run(
     folder: Annotated[
         str,
         typer.Argument(metavar="RUN", help="A run (path or s3:// URL). Example: recgpt runs show runs/a"),
     ],
-    debug: DebugOption = False,
 ) -> None:
     """One run: what it was told, how far it is, its newest figures.
 
@@ -96,6 +96,7 @@ def show_run(
     """
     from rich.table import Table
 
+    from recgpt.tables import print_tables
     from recgpt.training.runs import read_run
 
     run = read_run(folder)
@@ -108,7 +109,7 @@ def show_run(
         table.add_section()
         for key, value in line.items():
             table.add_row(f"{kind}: {key}", f"{value:.4g}" if isinstance(value, float) else str(value))
-    _print(table)
+    print_tables(table)
 
 
 def _state(run: "Run") -> str:
@@ -123,17 +124,6 @@ def _best(run: "Run") -> str:
     return "\n".join(
         f"{stage}: {run.metric} {value:.4f}, epoch {epoch}" for stage, (value, epoch) in run.best.items()
     )
-
-
-def _print(table: "Table") -> None:
-    from rich.console import Console
-
-    from recgpt.evaluation.report import WIDTH_WHERE_NO_TERMINAL
-
-    console: Console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, WIDTH_WHERE_NO_TERMINAL))
-    console.print(table)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_jobs.command_line import DebugOption
+from recgpt import progress
 from recgpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ VERBS = (
     "evaluate",
     "tune-quotas",
     "ablate",
+    "report",
     "validate",
+    "plan",
     "doctor",
 )
 PACKAGES = ("recgpt", "ray_jobs")
@@ -53,7 +55,7 @@ def submit(address: str, verb: str, arguments: Sequence[str], *, follow: bool = 
     with tempfile.TemporaryDirectory() as folder:
         _pack(Path(folder), arguments)
         job = _submit(client, address, shlex.join(_entrypoint(verb, arguments)), folder)
-    typer.echo(f"recgpt: submitted as {job}; to stop it: ray job stop {job} --address {address}", err=True)
+    progress.note(f"recgpt: submitted as {job}; to stop it: ray job stop {job} --address {address}")
     if not follow:
         return 0
     asyncio.run(_follow(client, job))
@@ -154,7 +156,6 @@ def command(
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Do not follow the job; its number is printed.")
     ] = False,
-    debug: DebugOption = False,
 ) -> None:
     """Run a verb on a Ray cluster: submit it, print its log, and end with its exit status.
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ray_jobs.actor_pool import ActorRange
-from ray_jobs.command_line import ConfigOption, DatasetOption, DebugOption, SetOption, verb_app
+from ray_jobs.command_line import ConfigOption, DatasetOption, SetOption, verb_app
 from ray_jobs.runtime import configure_ray_data, run_command, start_ray
 from ray_jobs.train_board import LiveProgress, SignsOfLife, TrainBoard
-from recgpt import storage
+from recgpt import progress, storage
 from recgpt.errors import Stopped, UserError
 from recgpt.schema import MANIFEST_FILE
 
@@ -57,10 +57,10 @@ def run_train(
         start_fingerprint = model_fingerprint(start_url)
     folder = run_folder.open_run(output, settings, histories.fingerprint, restart, start_fingerprint)
     if folder is None:
-        typer.echo(f"{output} is finished already, by the same settings; nothing is done", err=True)
+        progress.note(f"{output} is finished already, by the same settings; nothing is done")
         return storage.read_json(storage.join(output, MANIFEST_FILE))
     start_ray(min_cpus=settings.workers * settings.threads_per_worker + 2)
-    stages = _fit(histories, folder, settings, start_url)
+    stages = _fit(histories, folder, settings, start_url, output.rstrip("/").rpartition("/")[2])
     summary = {
         "dataset": histories.url,
         "vocabulary_fingerprint": histories.manifest.vocabulary_fingerprint,
@@ -73,7 +73,7 @@ def run_train(
 
 
 def _fit(
-    dataset: "HistoryDataset", folder: str, settings: "TrainSettings", start_url: str | None
+    dataset: "HistoryDataset", folder: str, settings: "TrainSettings", start_url: str | None, run: str
 ) -> dict[str, Any]:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -81,12 +81,13 @@ def _fit(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from recgpt.training import run_folder
+    from recgpt.training.environment import commit
 
     least, threads = settings.min_workers or settings.workers, settings.threads_per_worker
     use_gpu = ray.cluster_resources().get("GPU", 0) >= least
     # Where the driver is: the board shall not be lost with a worker's machine.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(TrainBoard).options(num_cpus=0, scheduling_strategy=here).remote()
+    board = ray.remote(TrainBoard).options(num_cpus=0, scheduling_strategy=here).remote(run)
     # Ray Train's own notes; our checkpoints do not go through it. Every node must reach them.
     notes = storage.join(folder, "ray_train")
     storage.remove(notes)
@@ -100,6 +101,7 @@ def _fit(
             "start_url": start_url,
             "attempt": run_folder.begin_attempt(folder),
             "board": board,
+            "commit": commit(),
         },
         scaling_config=ScalingConfig(
             num_workers=num_workers,
@@ -115,7 +117,8 @@ def _fit(
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
     )
-    with LiveProgress(board, dataset.num_users):
+    max_epochs = {stage: getattr(settings, stage).max_epochs for stage in settings.stages}
+    with LiveProgress(board, dataset.num_users, max_epochs):
         try:
             trainer.fit()
         except TrainingFailedError as error:
@@ -161,6 +164,8 @@ def _worker(config: dict[str, Any]) -> None:
     import ray.train
 
     from recgpt.data.sequences import resolve_time_bounds
+    from recgpt.training.environment import write_environment
+    from recgpt.training.rank_log import rank_log
     from recgpt.training.recorder import Recorder
     from recgpt.training.trainer import train
 
@@ -172,19 +177,21 @@ def _worker(config: dict[str, Any]) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     time_bounds = resolve_time_bounds(settings.data.split, dataset.manifest)
     configure_ray_data()
+    rank, folder = context.get_world_rank(), config["folder"]
     recorder = Recorder(
-        config["folder"],
+        folder,
         report=lambda line: board.show.remote(line),
         epoch_done=lambda metrics: ray.train.report(metrics),
     )
-    rank = context.get_world_rank()
     results = stopped = None
-    with SignsOfLife(board, rank, lambda: recorder.where) as signs:
+    with SignsOfLife(board, rank, lambda: recorder.where) as signs, rank_log(folder, rank):
         try:
+            if rank == 0:
+                write_environment(folder, settings, config["commit"])
             results = train(
                 settings,
                 dataset,
-                config["folder"],
+                folder,
                 lambda units: _stream(dataset, units, settings.data.split, time_bounds),
                 recorder,
                 config["start_url"],
@@ -200,6 +207,8 @@ def _worker(config: dict[str, Any]) -> None:
             if _is_lost_peer(error):
                 ray.get(board.waited_in_vain.remote(rank, recorder.where))
             raise
+        finally:
+            recorder.close()
     if rank == 0:
         ray.get(board.finish.remote(results, stopped))
 
@@ -284,7 +293,6 @@ def command(
             help="Begin again, and replace what --output already holds once the new run is finished.",
         ),
     ] = False,
-    debug: DebugOption = False,
 ) -> None:
     """Train a model: auto-regressive pre-training, then prompt-tuning.
 
@@ -295,7 +303,7 @@ def command(
 
     Example: `recgpt train --dataset data/beauty --output runs/beauty --workers 2 --set model.width=128`
     """
-    from recgpt.config import load_train_settings
+    from recgpt.settings_reading import load_train_settings
 
     overrides = list(set_ or [])
     if workers is not None:

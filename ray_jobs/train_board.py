@@ -11,7 +11,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from recgpt.progress import progress_bar
+from ray_jobs.train_gauges import TrainGauges
+from recgpt.progress import is_quiet, progress_bar
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_SIGNS = 2.0
@@ -20,9 +21,13 @@ MOST_LINES = 10_000  # kept for a driver that does not take them
 
 
 class TrainBoard:
-    """An actor: lines for the driver to show, signs of life of the workers, and the wish to stop."""
+    """An actor: lines for the driver to show, signs of life of the workers, and the wish to stop.
 
-    def __init__(self) -> None:
+    ``run``: the name under which Ray's metrics show the figures.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._gauges = TrainGauges(run)
         self._lines: list[dict[str, Any]] = []
         self._signs: dict[int, tuple[float, str, str]] = {}  # by rank: when, who, where in the training
         self._stop_wanted = False
@@ -32,6 +37,7 @@ class TrainBoard:
 
     def show(self, line: dict[str, Any]) -> None:
         self._lines = [*self._lines, line][-MOST_LINES:]
+        self._gauges.show(line)
 
     def take_lines(self) -> list[dict[str, Any]]:
         lines, self._lines = self._lines, []
@@ -122,11 +128,13 @@ class LiveProgress:
     """While it is open, a thread draws a bar for the current epoch and a line for each validation.
 
     SIGTERM then makes the workers stop in good order; a second one ends the process at once.
+    ``max_epochs``: by stage.
     """
 
-    def __init__(self, board: Any, num_users: int):
+    def __init__(self, board: Any, num_users: int, max_epochs: dict[str, int]):
         self._board = board
         self._num_users = num_users
+        self._max_epochs = max_epochs
         self._done = threading.Event()
         self._stop_wanted = False
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -150,7 +158,7 @@ class LiveProgress:
     def _watch(self) -> None:
         import ray
 
-        bar = _Bar(self._num_users)
+        bar = _Bar(self._num_users, self._max_epochs)
         with contextlib.suppress(ray.exceptions.RayError):  # Ray is lost: the main thread hears of it too
             self._watch_board(bar)
         bar.close()
@@ -164,7 +172,7 @@ class LiveProgress:
             if self._stop_wanted and not told:
                 told = True
                 self._board.stop.remote()
-                bar.write("recgpt: stopping after this step, with a checkpoint")
+                bar.note("recgpt: stopping after this step, with a checkpoint")
             for line in ray.get(self._board.take_lines.remote()):
                 bar.show(line)
 
@@ -172,16 +180,17 @@ class LiveProgress:
 class _Bar:
     """The bar of the current epoch, and lines above it."""
 
-    def __init__(self, num_users: int):
+    def __init__(self, num_users: int, max_epochs: dict[str, int]):
         self._num_users = num_users
+        self._max_epochs = max_epochs
         self._epoch: tuple[str, int] | None = None
         self._bar = progress_bar("train: starting workers", None, "user")
 
     def show(self, line: dict[str, Any]) -> None:
         shown: dict[str, Callable[[dict[str, Any]], None]] = {
             "train": self._advance,
-            "validation": lambda line: self.write(validation_text(line)),
-            "warning": lambda line: self.write(f"recgpt: warning: {line['text']}"),
+            "validation": lambda line: self.note(validation_text(line)),
+            "warning": lambda line: self._write(f"recgpt: warning: {line['text']}"),
         }
         if line["kind"] in shown:
             shown[line["kind"]](line)
@@ -190,12 +199,19 @@ class _Bar:
         if self._epoch != (line["stage"], line["epoch"]):
             self._epoch = (line["stage"], line["epoch"])
             self._bar.close()
-            title = f"{line['stage']} epoch {line['epoch'] + 1}"
+            title = f"{line['stage']} epoch {line['epoch'] + 1}/{self._max_epochs[line['stage']]}"
             self._bar = progress_bar(title, self._num_users, "user", passing=True)
-        self._bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
+        rate = f"{line['targets_per_second']:,.0f}"
+        self._bar.set_postfix(
+            {"step": line["step"], "loss": f"{line['loss']:.3f}", "targets/s": rate}, refresh=False
+        )
         self._bar.update(line["users"] - self._bar.n)
 
-    def write(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        if not is_quiet():
+            self._write(text)
+
+    def _write(self, text: str) -> None:
         self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:

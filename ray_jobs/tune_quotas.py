@@ -9,7 +9,6 @@ from ray_jobs.actor_pool import ONE_ACTOR, ActorRange
 from ray_jobs.command_line import (
     ActorsOption,
     DatasetOption,
-    DebugOption,
     IndexShardsOption,
     JsonOption,
     ModelOption,
@@ -64,7 +63,6 @@ def command(
             "An index of the model has to be built again.",
         ),
     ] = False,
-    debug: DebugOption = False,
 ) -> None:
     """Choose how many candidates each step of recall adds, on the validation split.
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_jobs.command_line import ConfigOption, DebugOption, SetOption, verb_app
+from ray_jobs.command_line import ConfigOption, SetOption, verb_app
 from ray_jobs.runtime import run_command
 from recgpt.errors import UserError
 
@@ -36,7 +36,6 @@ def command(
             show_default="no model is looked at",
         ),
     ] = None,
-    debug: DebugOption = False,
 ) -> None:
     """Check settings, a dataset and a model, without starting anything.
 
@@ -67,7 +66,7 @@ def checks(
 
 
 def check_settings(config: str | None, overrides: list[str]) -> str:
-    from recgpt.config import load_train_settings
+    from recgpt.settings_reading import load_train_settings
     from recgpt.training.engine import read_deepspeed_config
 
     settings = load_train_settings(config, overrides)
@@ -77,7 +76,8 @@ def check_settings(config: str | None, overrides: list[str]) -> str:
 
 def split_of(config: str | None, overrides: list[str]) -> "SplitSettings":
     """How the settings divide histories; as by default if they are wrong, which their own check tells."""
-    from recgpt.config import SplitSettings, load_train_settings
+    from recgpt.config import SplitSettings
+    from recgpt.settings_reading import load_train_settings
 
     try:
         return load_train_settings(config, overrides).data.split

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ray_jobs.command_line import DebugOption, UsersOption, verb_app
+from ray_jobs.command_line import UsersOption, verb_app
 from ray_jobs.runtime import run_command
 from recgpt.errors import UserError
 from recgpt.progress import progress_bar
@@ -63,7 +63,6 @@ def command(
         ),
     ] = None,
     users: UsersOption = None,
-    debug: DebugOption = False,
 ) -> None:
     """Check candidates: checksums, every user exactly once, and what each list promises.
 

@@ -3,25 +3,12 @@
 "global" means over all workers together, "per rank" means for each worker.
 """
 
-import difflib
-import reprlib
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from recgpt import plain_yaml, storage
-from recgpt.errors import UserError
-
-Settings = TypeVar("Settings")
-
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-_LARGEST_SETTINGS_FILE = 1 << 20  # bytes
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 200
 
 Stage = Literal["pretrain", "prompt_tune"]
 Continuation = Literal["mean", "best", "sampled", "beam"]
@@ -78,7 +65,7 @@ class ModelSettings:
     temperature: Annotated[float, Field(gt=0)] = 0.07
     """Similarity `cosine`: what it is divided by; the lower, the sharper."""
     dropout: Rate = 0.5
-    """Dropout on the input vectors and after each attention and feed-forward part."""
+    """Dropout on the input vectors and after each attention and feed-forward part; less for large logs."""
     user: UserSettings = Field(default_factory=UserSettings)
 
     def __post_init__(self) -> None:
@@ -221,7 +208,7 @@ class PromptSettings:
 
 @dataclass(config=_STRICT)
 class RecallSettings:
-    """Autoregressive recall at generation and evaluation."""
+    """Autoregressive recall at generation and evaluation; travels with the exported model."""
 
     k: Positive = 20
     """Candidates per user."""
@@ -277,6 +264,8 @@ class TrainSettings:
     not_finite: Literal["stop", "skip"] = "stop"
     """At a step whose loss or gradient is NaN or infinite: stop the run, or leave the step out. After ten
     such steps in a row the run is stopped either way."""
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Who is told of the run's figures besides metrics.jsonl and TensorBoard: Weights & Biases, MLflow."""
     model: ModelSettings = Field(default_factory=ModelSettings)
     item_table: ItemTableSettings = Field(default_factory=ItemTableSettings)
     loss: LossSettings = Field(default_factory=LossSettings)
@@ -303,115 +292,3 @@ class TrainSettings:
                 f"recall.quotas has {len(self.recall.quotas)} steps, "
                 f"more than model.max_history={self.model.max_history} has room for"
             )
-
-
-def to_dict(settings: Any) -> dict[str, Any]:
-    """Settings as nested plain dictionaries, fit for JSON and YAML."""
-    return TypeAdapter(type(settings)).dump_python(settings, mode="json")
-
-
-def from_dict(kind: type[Settings], values: Any, where: str) -> Settings:
-    """Build settings from nested dictionaries; ``where`` names their origin in the error.
-
-    Raises ``UserError`` for an unknown key (naming the nearest known one) or a wrong value.
-    """
-    try:
-        return TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        raise UserError(f"{where}: {_first_problem(kind, error)}") from None
-
-
-def load_train_settings(path: str | None, overrides: Sequence[str] = ()) -> TrainSettings:
-    """Settings from a YAML file (path, URL, or the name of a shipped one) and ``KEY=VALUE`` overrides.
-
-    Raises ``UserError`` for a missing file, an unknown key or a wrong value.
-    """
-    values: dict[str, Any] = {}
-    if path is not None:
-        values = _read_yaml(shipped_file("configs", path, ".yaml"))
-    for override in overrides:
-        _apply_override(values, override)
-    where = " and ".join(filter(None, [path, "--set" if overrides else None])) or "settings"
-    # Over all defaults: who names one setting of a stage leaves the others as they are.
-    return from_dict(TrainSettings, _merged(to_dict(TrainSettings()), values), where)
-
-
-def shipped_file(folder: str, name: str, suffix: str) -> str:
-    """The path of ``name``: itself if it is a file, else the shipped file of that name.
-
-    Raises ``UserError`` if neither is there.
-    """
-    if storage.is_file(name):
-        return name
-    package = Path(__file__).parent
-    for root in (package, package.parent):  # inside an installed package, beside it in a checkout
-        candidate = root / folder / (name.removesuffix(suffix) + suffix)
-        if candidate.is_file():
-            return str(candidate)
-    known = sorted(
-        file.stem for root in (package, package.parent) for file in (root / folder).glob("*" + suffix)
-    )
-    problem = "is a folder" if storage.exists(name) else "no such file"
-    raise UserError(f"{name}: {problem}, and no shipped file has that name; shipped are {', '.join(known)}")
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    if storage.size(path) > _LARGEST_SETTINGS_FILE:
-        raise UserError(f"{path}: is too large for a file of settings; give the YAML file")
-    try:
-        values = plain_yaml.load(storage.read_bytes(path))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected settings as KEY: VALUE, found a {type(values).__name__}")
-    return values
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise UserError(f"--set {override}: expected KEY=VALUE, for example model.width=128")
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise UserError(f"--set {override}: {parent} holds a value, not further settings")
-    try:
-        values[leaf] = plain_yaml.load(text)
-    except ValueError as error:
-        raise UserError(f"--set {override}: {text!r} is not a valid YAML value ({error})") from None
-
-
-def _merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``over`` laid over ``values``, key by key at every depth."""
-    result = {**values, **over}
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(values.get(key), dict):
-            result[key] = _merged(values[key], value)
-    return result
-
-
-def _first_problem(kind: Any, error: ValidationError) -> str:
-    problem = error.errors()[0]
-    location = [part for part in problem["loc"] if isinstance(part, str)]
-    key = ".".join(location) or "settings"
-    if problem["type"] == "unexpected_keyword_argument":
-        nearest = difflib.get_close_matches(key, known_keys(kind), n=1, cutoff=0.0)
-        return f"unknown setting {key}; the nearest known one is {nearest[0]}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not location:
-        return message
-    given = "" if isinstance(problem["input"], dict) else f" (got {_SHORT.repr(problem['input'])})"
-    return f"{key}: {message}{given}"
-
-
-def known_keys(kind: Any, prefix: str = "") -> list[str]:
-    """All dotted keys that settings of this kind know."""
-    keys = []
-    for field in fields(kind):
-        key = prefix + field.name
-        nested = is_dataclass(field.type)
-        keys += known_keys(field.type, key + ".") if nested else [key]
-    return keys

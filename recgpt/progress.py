@@ -1,4 +1,7 @@
-"""Progress with rate and ETA: one live bar on a terminal, a plain line now and then elsewhere."""
+"""Progress with rate and ETA: one live bar on a terminal, a plain line now and then elsewhere; and notes.
+
+All of it goes to stderr, and none of it is there with `--quiet`; results and errors do not go through here.
+"""
 
 import sys
 from typing import TextIO
@@ -6,6 +9,35 @@ from typing import TextIO
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 15.0
+
+_quiet = _verbose = False
+
+
+def set_talk(*, quiet: bool = False, verbose: bool = False) -> None:
+    """How much this process says from now on."""
+    global _quiet, _verbose
+    _quiet, _verbose = quiet, verbose
+
+
+def is_quiet() -> bool:
+    """Whether only results and errors are wanted."""
+    return _quiet
+
+
+def is_verbose() -> bool:
+    """Whether what Ray and its workers say is wanted too."""
+    return _verbose
+
+
+def note(text: str) -> None:
+    """A line that a person may want to know, on stderr."""
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """A line on something that may be wrong, on stderr, quiet or not."""
+    print(f"recgpt: warning: {text}", file=sys.stderr, flush=True)
 
 
 class _Lines:
@@ -32,8 +64,9 @@ def progress_bar(
     ``passing``: one of many bars, such as one per epoch; it is wiped at its end on a terminal, and
     elsewhere it writes no line unless it lasts.
     """
-    if sys.stderr.isatty():
+    if _quiet or sys.stderr.isatty():
         return tqdm(
+            disable=_quiet,
             desc=description,
             total=total,
             initial=initial,

@@ -7,18 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recgpt.config import (
-    ItemTableSettings,
-    ModelSettings,
-    RecallSettings,
-    TrainSettings,
-    from_dict,
-    known_keys,
-    load_train_settings,
-    shipped_file,
-    to_dict,
-)
+from recgpt.config import ItemTableSettings, ModelSettings, RecallSettings, TrainSettings
 from recgpt.errors import UserError
+from recgpt.settings_reading import from_dict, known_keys, load_train_settings, shipped_file, to_dict
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -20,10 +20,11 @@ from benchmarks.fuzzing import log_readers
 from benchmarks.fuzzing.hostile import code
 from benchmarks.fuzzing.readers import Place
 from recgpt import storage
-from recgpt.config import TrainSettings, load_train_settings
+from recgpt.config import TrainSettings
 from recgpt.errors import UserError, presentable
 from recgpt.retrieval.id_files import read_ids
 from recgpt.retrieval.one_user import read_titles
+from recgpt.settings_reading import load_train_settings
 from recgpt.training.engine import read_deepspeed_config
 from tests.conftest import REPOSITORY
 

@@ -31,7 +31,7 @@ def test_every_package_is_installed():
     packages = {".".join(file.parent.relative_to(REPOSITORY).parts) for file in folders}
     settings = (REPOSITORY / "pyproject.toml").read_text()
     listed = ast.literal_eval(settings.partition("packages = ")[2].partition("]")[0] + "]")
-    assert set(listed) == packages | {"recgpt.configs", "recgpt.deepspeed_configs"}
+    assert set(listed) == packages | {"recgpt.configs", "recgpt.deepspeed_configs", "recgpt.serving"}
 
 
 def test_help_needs_none_of_the_heavy_libraries():

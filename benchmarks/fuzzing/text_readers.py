@@ -21,9 +21,10 @@ from benchmarks.fuzzing.mutators import (
     spoiled_json,
 )
 from benchmarks.fuzzing.readers import Input, Place, Reader, spoiled_folder
-from recgpt.config import TrainSettings, from_dict, known_keys, load_train_settings, to_dict
+from recgpt.config import TrainSettings
 from recgpt.retrieval.id_files import read_ids
 from recgpt.retrieval.one_user import read_titles
+from recgpt.settings_reading import from_dict, known_keys, load_train_settings, to_dict
 from recgpt.training.engine import read_deepspeed_config
 
 SETTINGS = {

@@ -21,10 +21,13 @@ class PrepareSettings:
     format: str = "auto"
     """Of all files; "auto" recognises each by its content."""
     user_column: str = USER_ID
+    """Column of the user ids."""
     item_column: str = ITEM_ID
+    """Column of the item ids."""
     time_column: str = TIMESTAMP
+    """Column of the times."""
     event_column: str = "event"
-    """Read only if ``events`` are named."""
+    """Column of the types of events; read only if ``events`` are named."""
     events: tuple[str, ...] | None = None
     """Types of events that count; None for all."""
     time_unit: Unit | Literal["auto", "none"] = "auto"

@@ -1,11 +1,14 @@
 """The collectives that the sharded parts need, behind one interface; without a process group, no-ops.
 
 Every call is collective: all ranks must make it, in the same order, also those with nothing to send.
-``traffic`` counts the bytes that this rank hands over to each kind of call.
+``traffic`` and ``seconds`` count the bytes that this rank hands over to each kind of call, and the time
+that it spends in them.
 """
 
-from collections import Counter
-from collections.abc import Callable
+import contextlib
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -18,7 +21,9 @@ Outcome = TypeVar("Outcome")
 traffic: Counter[str] = Counter()
 """Bytes handed over by this rank since the start (or the last ``traffic.clear()``), by collective: the
 size of what goes in, the share that stays on the rank included."""
-
+seconds: defaultdict[str, float] = defaultdict(float)
+"""Time in calls, likewise, waiting for other ranks included. With CUDA, calls return before they are done,
+so that it is only what the process itself waits."""
 
 _side_groups: list[dist.ProcessGroup] = []
 
@@ -55,16 +60,16 @@ def barrier(group: dist.ProcessGroup | None = None) -> None:
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Elementwise sum; in place, and returned."""
     if world_size() > 1:
-        _count("all_reduce", tensor)
-        dist.all_reduce(tensor, dist.ReduceOp.SUM)
+        with counted("all_reduce", tensor):
+            dist.all_reduce(tensor, dist.ReduceOp.SUM)
     return tensor
 
 
 def max_over_ranks(tensor: Tensor) -> Tensor:
     """Elementwise maximum; in place, and returned."""
     if world_size() > 1:
-        _count("all_reduce", tensor)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        with counted("all_reduce", tensor):
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor
 
 
@@ -103,8 +108,8 @@ def gather_sizes(size: int, device: torch.device) -> list[int]:
         return [size]
     sizes = torch.empty(world_size(), dtype=torch.int64, device=device)
     mine = torch.tensor([size], device=device)
-    _count("sizes", mine)
-    dist.all_gather_into_tensor(sizes, mine)
+    with counted("sizes", mine):
+        dist.all_gather_into_tensor(sizes, mine)
     return sizes.tolist()
 
 
@@ -115,9 +120,9 @@ def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
     largest = max(sizes)
     padded = rows.new_zeros(largest, *rows.shape[1:])
     padded[: len(rows)] = rows
-    _count("all_gather", padded)
     gathered = rows.new_empty(world_size() * largest, *rows.shape[1:])
-    dist.all_gather_into_tensor(gathered, padded)
+    with counted("all_gather", padded):
+        dist.all_gather_into_tensor(gathered, padded)
     return torch.cat([gathered[r * largest : r * largest + size] for r, size in enumerate(sizes)])
 
 
@@ -126,8 +131,8 @@ def exchange_sizes(send_sizes: Tensor) -> Tensor:
     if world_size() == 1:
         return send_sizes
     receive_sizes = torch.empty_like(send_sizes)
-    _count("sizes", send_sizes)
-    dist.all_to_all_single(receive_sizes, send_sizes)
+    with counted("sizes", send_sizes):
+        dist.all_to_all_single(receive_sizes, send_sizes)
     return receive_sizes
 
 
@@ -136,10 +141,17 @@ def exchange_rows(rows: Tensor, send_sizes: list[int], receive_sizes: list[int])
     if world_size() == 1:
         return rows
     received = rows.new_empty(sum(receive_sizes), *rows.shape[1:])
-    _count("all_to_all", rows)
-    dist.all_to_all_single(received, rows.contiguous(), receive_sizes, send_sizes)
+    with counted("all_to_all", rows):
+        dist.all_to_all_single(received, rows.contiguous(), receive_sizes, send_sizes)
     return received
 
 
-def _count(kind: str, tensor: Tensor) -> None:
-    traffic[kind] += tensor.numel() * tensor.element_size()
+@contextlib.contextmanager
+def counted(kind: str, *tensors: Tensor) -> Iterator[None]:
+    """Count a call that hands over ``tensors``."""
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[kind] += time.perf_counter() - begun
+        traffic[kind] += sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -22,9 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recgpt.config import ItemTableSettings
 from recgpt.distributed import collectives
 from recgpt.model.item_table import initial_rows
 from recgpt.model.unit_rows import UnitRows, gradient_by_raw_rows, unit
+
+
+def is_sharded(settings: ItemTableSettings, num_items: int) -> bool:
+    """Whether the item table is split over the workers."""
+    automatically = settings.placement == "auto" and num_items >= settings.sharded_from_items
+    return settings.placement == "sharded" or automatically
 
 
 def row_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.table import Table
 
 from recgpt import storage
-from recgpt.config import STAGES, TrainSettings, from_dict
+from recgpt.config import STAGES, TrainSettings
 from recgpt.errors import UserError
 from recgpt.evaluation.metrics import metric_names
+from recgpt.settings_reading import from_dict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,12 +20,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from recgpt import storage
-from recgpt.config import ModelSettings, RecallSettings, SplitSettings, from_dict, to_dict
+from recgpt.config import ModelSettings, RecallSettings, SplitSettings
 from recgpt.errors import UserError
 from recgpt.model.gpt import GPT
 from recgpt.model.row_ranges import RowRanges
 from recgpt.model.users import KnownUsers, UserVectors
 from recgpt.schema import MODEL_SCHEMA_VERSION
+from recgpt.settings_reading import from_dict, to_dict
 
 EXPORT_FOLDER = "model"  # inside a run
 INFO_FILE = "model.json"

@@ -18,6 +18,8 @@ from recgpt.model.unit_rows import unit
 from recgpt.model.users import KnownUsers
 from recgpt.schema import UNKNOWN_USER
 
+FEED_FORWARD_FACTOR = 4
+
 
 @dataclass
 class HistoryState:
@@ -35,10 +37,11 @@ class HistoryState:
 
 
 class FeedForward(nn.Sequential):
-    """Position-wise two-layer network, four times as wide inside."""
+    """Position-wise two-layer network, wider inside."""
 
     def __init__(self, width: int):
-        super().__init__(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        inside = FEED_FORWARD_FACTOR * width
+        super().__init__(nn.Linear(width, inside), nn.GELU(), nn.Linear(inside, width))
 
 
 class Block(nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recgpt import storage
-from recgpt.config import Continuation, RecallSettings, to_dict
+from recgpt.config import Continuation, RecallSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.errors import UserError
 from recgpt.model.export import ModelInfo, model_fingerprint
@@ -20,6 +20,7 @@ from recgpt.retrieval.id_files import allowed_items
 from recgpt.retrieval.recall_model import model_for_dataset, resolve_recall
 from recgpt.retrieval.user_selection import WorkUnit, checksum_of_units, select_users
 from recgpt.schema import MANIFEST_FILE
+from recgpt.settings_reading import to_dict
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ depend on the ZeRO stage or on the number of workers.
 """
 
 import contextlib
+import functools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from recgpt import storage
-from recgpt.config import OptimizerSettings, shipped_file
+from recgpt.config import OptimizerSettings
+from recgpt.distributed import collectives
 from recgpt.errors import UserError
+from recgpt.settings_reading import shipped_file
 from recgpt.training.checkpoint import MOMENTS
 from recgpt.training.model import NextItemModel
 
@@ -45,6 +48,22 @@ def init_process_group() -> None:
     """Make DeepSpeed use the process group that exists (Ray Train's, or one made by the caller)."""
     deepspeed = _import_deepspeed()
     deepspeed.init_distributed(dist.get_backend(), verbose=False)
+    backend = deepspeed.comm.comm.cdb
+    for name in ("all_reduce", "reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "broadcast"):
+        if name not in vars(backend):  # of an engine before this one
+            setattr(backend, name, _counted(getattr(backend, name)))
+
+
+def _counted(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A collective of DeepSpeed's that counts as `dense` among ours."""
+
+    @functools.wraps(call)
+    def counting(*arguments: Any, **named: Any) -> Any:
+        handed = [named[name] for name in ("input_tensor", "tensor") if name in named] or arguments
+        with collectives.counted("dense", handed[0]):
+            return call(*arguments, **named)
+
+    return counting
 
 
 def read_deepspeed_config(name: str) -> dict[str, Any]:
@@ -58,12 +77,13 @@ def read_deepspeed_config(name: str) -> dict[str, Any]:
         raise UserError(f"{path}: is no DeepSpeed configuration; it needs an object zero_optimization")
     for key in sorted({"optimizer", "scheduler", "train_batch_size", *_DECIDED_HERE} & set(config)):
         raise UserError(f"{path}: {key} is decided by RecGPT's settings; remove it from the DeepSpeed file")
-    if _zero_stage(config) not in (1, 2, 3):
+    if zero_stage(config) not in (1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage must be 1, 2 or 3")
     return config
 
 
-def _zero_stage(config: dict[str, Any]) -> int:
+def zero_stage(config: dict[str, Any]) -> int:
+    """The ZeRO stage of a DeepSpeed configuration; 0 if it names none."""
     return config.get("zero_optimization", {}).get("stage", 0)
 
 
@@ -84,7 +104,7 @@ class DenseEngine:
         self._deepspeed = _import_deepspeed()
         # Under ZeRO-3 DeepSpeed's hooks take a parameter away again after each use, which leaves
         # only the training step itself: everything else reads a copy.
-        self.stage = _zero_stage(deepspeed_config)
+        self.stage = zero_stage(deepspeed_config)
         self._twin = module.twin() if self.stage == 3 else None
         inner = torch.optim.AdamW(
             module.parameters(),
@@ -96,7 +116,10 @@ class DenseEngine:
         self._micro_batches = micro_batches
         self._clipping = optimizer.gradient_clipping or 0.0
         decided = {"gradient_accumulation_steps": micro_batches, "gradient_clipping": self._clipping}
-        config = {**deepspeed_config, **_DECIDED_HERE, **decided}
+        # DeepSpeed allocates the bucket whole, by default for 500 million weights: no more than there are.
+        bucket = {"reduce_bucket_size": sum(weight.numel() for weight in module.parameters())}
+        zero = {"zero_optimization": bucket | deepspeed_config["zero_optimization"]}
+        config = {**deepspeed_config, **zero, **_DECIDED_HERE, **decided}
         with _quiet():
             self._engine, *_ = self._deepspeed.initialize(model=module, optimizer=inner, config=config)
         self._discarding = False
@@ -128,8 +151,12 @@ class DenseEngine:
         self._engine.step()
         if not self._clipping:
             return 1.0
-        norm = math.hypot(float(self._engine.get_global_grad_norm()), tables_norm)
+        norm = math.hypot(float(self.gradient_norm()), tables_norm)
         return 1.0 / max((norm + 1e-6) / self._clipping, 1.0)  # DeepSpeed's formula
+
+    def gradient_norm(self) -> Tensor | float:
+        """Of the last step, over all ranks and before clipping; without what is outside the engine."""
+        return self._engine.get_global_grad_norm()
 
     def gradients_are_finite(self) -> bool:
         """Whether those of the step under way are, on every rank. Collective."""

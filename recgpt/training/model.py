@@ -15,7 +15,7 @@ from recgpt.config import TrainSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.distributed import collectives
 from recgpt.distributed.sharded_item_table import ShardedItemTable
-from recgpt.distributed.sharded_table import ShardedTable
+from recgpt.distributed.sharded_table import ShardedTable, is_sharded
 from recgpt.errors import UserError
 from recgpt.model.attention import Layout
 from recgpt.model.gpt import GPT
@@ -105,7 +105,7 @@ def build_model(settings: TrainSettings, dataset: HistoryDataset, device: torch.
     width, num_items, table = settings.model.width, dataset.num_items, settings.item_table
     count_R = torch.from_numpy(np.concatenate([[0], dataset.item_counts()]))
     unit_rows = settings.model.similarity == "cosine"
-    if not is_sharded(settings, num_items):
+    if not is_sharded(settings.item_table, num_items):
         if table.optimizer != "adam" or table.row_dtype != "float32":
             raise UserError(
                 f"item_table.optimizer={table.optimizer}, item_table.row_dtype={table.row_dtype}: a "
@@ -142,11 +142,3 @@ def known_users(dataset: HistoryDataset) -> KnownUsers:
     columns = [dataset.read_row_group(group, [USER_HASH])[USER_HASH] for group in dataset.row_groups]
     hashes = np.unique(np.concatenate([column.to_numpy() for column in columns]))
     return KnownUsers(torch.from_numpy(hashes))
-
-
-def is_sharded(settings: TrainSettings, num_items: int) -> bool:
-    """Whether the item table is split over the workers."""
-    placement = settings.item_table.placement
-    return placement == "sharded" or (
-        placement == "auto" and num_items >= settings.item_table.sharded_from_items
-    )

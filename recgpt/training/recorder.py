@@ -1,16 +1,18 @@
-"""What a run writes down of itself: metrics.jsonl, TensorBoard events, live progress."""
+"""What a run writes down of itself: metrics.jsonl, live progress, TensorBoard and other trackers."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from tensorboardX import SummaryWriter
-
-from recgpt import storage
+from recgpt.config import TrainSettings
 from recgpt.distributed import collectives
+from recgpt.settings_reading import to_dict
 from recgpt.training import run_folder
+from recgpt.training.runs import flat
+from recgpt.training.step_figures import Interval, StepFigures
+from recgpt.training.trackers import Tracker, open_trackers
 
 if TYPE_CHECKING:
     from recgpt.training.checkpoint_writer import Written
@@ -19,10 +21,11 @@ if TYPE_CHECKING:
 Report = Callable[[dict[str, Any]], None]
 Step = TypeVar("Step")
 LOG_EVERY_STEPS = 20
+_log = logging.getLogger("recgpt.training")
 
 
 class Recorder:
-    """Collects figures on every rank and writes them on rank 0 (TensorBoard events to local folders only).
+    """Collects figures on every rank and writes them on rank 0.
 
     Args:
         folder: the run's folder.
@@ -34,22 +37,28 @@ class Recorder:
         self._folder = folder
         self._report = report
         self._epoch_done = epoch_done
+        self._trackers: list[Tracker] = []
         self._lines: list[dict[str, Any]] = []
-        self._sums = torch.zeros(3, dtype=torch.float64)  # loss, targets, seconds of waiting
-        self._waited = 0.0
-        self._since = time.monotonic()
-        self._events: SummaryWriter | None = None
+        self._interval: Interval
         self.where = "the start"
         """In the training; for whoever looks for a rank that hangs."""
 
+    def begin(self, settings: TrainSettings, num_items: int) -> None:
+        """Say what is trained, before anything else is recorded.
+
+        Raises ``UserError`` if a tracker that the settings name is not installed.
+        """
+        self._interval = Interval(settings, num_items)
+        if collectives.rank() == 0:
+            self._trackers = open_trackers(self._folder, settings.trackers, flat(to_dict(settings)))
+
     def restart(self, step: int) -> None:
         """Forget what was written after ``step``."""
-        if self._events:
-            self._events.close()
-        if collectives.rank() == 0 and storage.is_local(self._folder):
-            self._events = SummaryWriter(storage.join(self._folder, "tensorboard"), purge_step=step + 1)
+        _log.info("the training goes on after step %d of the run", step)
+        for tracker in self._trackers:
+            tracker.restart(step)
         self._lines = run_folder.read_metrics(self._folder, step) if collectives.rank() == 0 else []
-        self._restart_interval()
+        self._interval.restart()
 
     def waiting_for(self, steps: Iterator[Step]) -> Iterator[Step]:
         """The same steps; the time until each is there counts as waiting for data."""
@@ -57,34 +66,22 @@ class Recorder:
             self.where = "reading the data of a step"
             begun = time.monotonic()
             step = next(steps, None)
-            self._waited += time.monotonic() - begun
+            self._interval.waited += time.monotonic() - begun
             if step is None:
                 return
             yield step
 
-    def step(self, state: "TrainingState", loss_sum: torch.Tensor, num_targets: int, rate: float) -> None:
-        """Count a step; every ``LOG_EVERY_STEPS`` a line with the mean loss per target since the last one."""
-        # Where the loss is: the step need not wait for it, and NCCL reduces nothing else.
-        self._sums = self._sums.to(loss_sum.device)
-        self._sums[0] += loss_sum
-        self._sums[1] += num_targets / collectives.world_size()
-        if state.step % LOG_EVERY_STEPS:
-            return
-        self._sums[2] = self._waited / collectives.world_size()
-        loss, targets, waited = collectives.sum_over_ranks(self._sums.clone()).tolist()
-        seconds = time.monotonic() - self._since
-        self._restart_interval()
-        self._write(
-            state,
-            {
-                "kind": "train",
-                "users": sum(state.consumed),
-                "loss": loss / targets,
-                "learning_rate": rate,
-                "targets_per_second": targets / seconds,
-                "waiting_share": waited / seconds,
-            },
-        )
+    def is_due(self, step: int) -> bool:
+        """Whether a line is written after step number ``step`` of the run."""
+        return step % LOG_EVERY_STEPS == 0
+
+    def step(self, state: "TrainingState", figures: StepFigures) -> None:
+        """Count a step; every ``LOG_EVERY_STEPS`` a line about those since the last one. Collective."""
+        self._interval.add(figures)
+        if self.is_due(state.step):
+            line = self._interval.figures(figures)
+            self._interval.restart()
+            self._write(state, {"kind": "train", "users": sum(state.consumed), **line})
 
     def left_out(self, state: "TrainingState", lanes: dict[int, tuple[int, int]]) -> None:
         """Note a step that was left out because its loss or gradient was not finite.
@@ -99,33 +96,39 @@ class Recorder:
         self._write(state, {"kind": "checkpoint", **asdict(written)})
 
     def warn(self, text: str) -> None:
-        """Tell the user; nothing of it is kept."""
+        """Tell the user; it is kept in the rank's log alone."""
+        _log.warning(text)
         if collectives.rank() == 0:
             self._report({"kind": "warning", "text": text})
 
     def validation(self, state: "TrainingState", metrics: dict[str, float]) -> None:
         self._write(state, {"kind": "validation", **metrics, "best": state.best_value})
         self._epoch_done({"stage": state.stage, "epoch": state.epoch, "step": state.step, **metrics})
-        self._restart_interval()
+        self._interval.restart()
 
     def flush(self) -> None:
         """Make what was recorded durable; called with every checkpoint."""
         if collectives.rank() == 0:
             run_folder.write_metrics(self._folder, self._lines)
-        if self._events:
-            self._events.flush()
+        for tracker in self._trackers:
+            tracker.flush()
 
-    def _restart_interval(self) -> None:
-        self._sums.zero_()
-        self._waited = 0.0
-        self._since = time.monotonic()
+    def close(self) -> None:
+        """The training has ended in this process, for good or not."""
+        for tracker in self._trackers:
+            tracker.close()
 
     def _write(self, state: "TrainingState", figures: dict[str, Any]) -> None:
+        _log.info("%s, epoch %d, step %d: %s", state.stage, state.epoch, state.step, figures)
         if collectives.rank() != 0:
             return
         line = {"stage": state.stage, "epoch": state.epoch, "step": state.step, **figures}
         self._lines.append(line)
         self._report(line)
-        for name, value in figures.items():
-            if self._events and isinstance(value, float):
-                self._events.add_scalar(f"{figures['kind']}/{name}", value, state.step)
+        numbers = {
+            f"{figures['kind']}/{name}": float(value)
+            for name, value in figures.items()
+            if isinstance(value, int | float)
+        }
+        for tracker in self._trackers:
+            tracker.record(numbers, state.step)

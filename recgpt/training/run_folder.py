@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from recgpt import storage
-from recgpt.config import STAGES, TrainSettings, to_dict
+from recgpt.config import STAGES, TrainSettings
 from recgpt.errors import UserError
 from recgpt.schema import MANIFEST_FILE
+from recgpt.settings_reading import to_dict
 from recgpt.training import checkpoint
 
 SETTINGS_FILE = "settings.json"
@@ -38,6 +39,7 @@ _MAY_DIFFER = (
     "max_failures",
     "collective_timeout_seconds",
     "not_finite",
+    "trackers",
 )
 
 

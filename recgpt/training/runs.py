@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from recgpt import storage
-from recgpt.config import TrainSettings, known_keys, to_dict
+from recgpt.config import TrainSettings
 from recgpt.errors import UserError
 from recgpt.schema import MANIFEST_FILE
+from recgpt.settings_reading import known_keys, to_dict
 from recgpt.training.run_folder import SETTINGS_FILE, read_metrics
 
 _ALL_STEPS = 2**62

@@ -6,10 +6,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from recgpt.config import STAGES, TrainSettings, to_dict
+from recgpt.config import STAGES, TrainSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.distributed import collectives
 from recgpt.errors import UserError
+from recgpt.settings_reading import to_dict
 from recgpt.training import checkpoint
 
 

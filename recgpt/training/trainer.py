@@ -31,6 +31,7 @@ from recgpt.training.model import TrainingBatch, build_model
 from recgpt.training.prompts import plain_batch, prompted_batch
 from recgpt.training.recorder import Recorder
 from recgpt.training.state import TrainingState, needed_checkpoints, origin, read_state
+from recgpt.training.step_figures import StepFigures
 from recgpt.training.validation import Validator
 
 ReadUnits = Callable[[list[ReadUnit]], Iterable[pa.Table]]
@@ -104,6 +105,7 @@ class Trainer:
         self.folder = folder
         self.read_units = read_units
         self.recorder = recorder
+        recorder.begin(settings, dataset.num_items)
         self.start_from = start_from
         self.stop_wanted = stop_wanted
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -175,13 +177,12 @@ class Trainer:
                 return
             if not num_targets:
                 continue
-            loss_sum = self._optimize(lane_step.batch, num_targets)
-            if loss_sum is None:
+            figures = self._optimize(lane_step.batch, num_targets, num_users)
+            if figures is None:
                 self.bad_steps.left_out(self.state, before)
             else:
                 self.bad_steps.good()
-                rate = self._scheduled(self._stage_settings.optimizer.learning_rate)
-                self.recorder.step(self.state, loss_sum, num_targets, rate)
+                self.recorder.step(self.state, figures)
             if self.state.step % self.settings.checkpoint_every_steps == 0:
                 self._save()
 
@@ -222,8 +223,8 @@ class Trainer:
         self.state.consumed = [done + new for done, new in zip(self.state.consumed, users, strict=True)]
         return num_targets, sum(users)
 
-    def _optimize(self, packed: PackedBatch, num_targets: int) -> torch.Tensor | None:
-        """One optimizer step; returns this rank's sum of the loss, or None if it was left out on all ranks.
+    def _optimize(self, packed: PackedBatch, num_targets: int, num_users: int) -> StepFigures | None:
+        """One optimizer step over targets and users of all ranks; None if it was left out on all ranks.
 
         The loss is summed over targets and divided by the number of targets of all ranks. The engine
         averages gradients over W ranks, hence the factor W; the sharded tables do the same.
@@ -232,19 +233,24 @@ class Trainer:
         key = np.random.SeedSequence((self.settings.seed, self.state.step, collectives.rank()))
         torch.manual_seed(int(key.generate_state(1)[0]))
         loss_sum = torch.zeros((), device=self.device)
-        for batch in self._micro_batches(packed):
+        batches = self._micro_batches(packed)
+        for batch in batches:
             part = self.engine(batch)
             self.engine.backward(part * (collectives.world_size() / num_targets))
             loss_sum += part.detach()
         gradients = {name: table.take_gradient() for name, table in self.model.sharded_tables().items()}
-        finite = self._is_finite(loss_sum, [gradient for _, gradient in gradients.values()])
-        if finite:
-            self._update(gradients)
+        figures = None
+        if self._is_finite(loss_sum, [gradient for _, gradient in gradients.values()]):
+            rate, table_rate, table_norm = self._update(gradients)
+            dense_norm = self.engine.gradient_norm()
+            figures = StepFigures(
+                loss_sum, batches, num_targets, num_users, rate, table_rate, dense_norm, table_norm
+            )
         else:
             self.engine.discard()
         self.state.step += 1
         self.state.stage_step += 1
-        return loss_sum if finite else None
+        return figures
 
     def _is_finite(self, loss_sum: torch.Tensor, table_gradients: list[torch.Tensor]) -> bool:
         """Whether the loss and all gradients are, on every rank."""
@@ -266,19 +272,29 @@ class Trainer:
                 for batch, part in zip(plain, parts, strict=True)
             ]
 
-    def _update(self, gradients: dict[str, tuple[torch.Tensor | None, torch.Tensor]]) -> None:
+    def _update(
+        self, gradients: dict[str, tuple[torch.Tensor | None, torch.Tensor]]
+    ) -> tuple[float, float | None, float | None]:
         """The step of all optimizers, clipped by one norm over the GPT and all tables.
 
         Args:
             gradients: of each sharded table, the rows (None: all) and their gradient.
+
+        Returns the learning rates of the engine and of the tables, and the norm of the tables' gradients:
+        None if there are no tables, or if nobody asks for the norm.
         """
-        clipped = self._stage_settings.optimizer.gradient_clipping is not None
-        norm = gradient_norm([gradient for _, gradient in gradients.values()]) if clipped else 0.0
         optimizer = self._stage_settings.optimizer
-        scale = self.engine.step(self._scheduled(optimizer.learning_rate), norm)
+        rate = self._scheduled(optimizer.learning_rate)
+        table_norm = None
+        if gradients and (optimizer.gradient_clipping or self.recorder.is_due(self.state.step + 1)):
+            table_norm = gradient_norm([gradient for _, gradient in gradients.values()])
+        scale = self.engine.step(rate, table_norm or 0.0)
+        if not gradients:
+            return rate, None, None
         table_rate = self._scheduled(optimizer.table_learning_rate or optimizer.learning_rate)
         for name, (rows, gradient) in gradients.items():
             self.row_optimizers[name].step(rows, gradient.mul_(scale), table_rate)
+        return rate, table_rate, table_norm
 
     # Validation and checkpoints
 

@@ -6,7 +6,7 @@ import pytest
 from benchmarks import input_stream
 from benchmarks.attention_forms import FORMS
 from benchmarks.input_stream import Size
-from benchmarks.made_up_histories import training_lengths, write_dataset
+from recgpt.scaling.made_up_histories import training_lengths, write_dataset
 
 SIZE = Size(attention_tokens=(100,), attention_repetitions=2, packing=((64, 2),), rounds=1)
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks import common
-from benchmarks.ranks import peak_memory, run_ranks, step_seconds
+from recgpt.scaling.ranks import peak_memory, run_ranks, step_seconds
 
 
 @pytest.mark.distributed

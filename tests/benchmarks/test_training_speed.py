@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from benchmarks import training_speed
-from benchmarks.made_up_histories import write_dataset
 from benchmarks.stage_ranks import EVERY_POSITION, INTERLEAVED, PLAIN, PROMPTED, pass_for_every_position
 from benchmarks.training_speed import Size, summarize_batches, summarize_epochs
-from recgpt.config import STAGES, PromptSettings, TrainSettings, from_dict
+from recgpt.config import STAGES, PromptSettings, TrainSettings
 from recgpt.data.packing import Histories, pack
 from recgpt.data.sequences import split_histories
+from recgpt.scaling.made_up_histories import write_dataset
+from recgpt.settings_reading import from_dict
 from recgpt.training.model import build_model
 from recgpt.training.prompts import plain_batch, prompted_batch
 

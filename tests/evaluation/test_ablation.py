@@ -6,11 +6,12 @@ import pytest
 from rich.console import Console
 
 from recgpt import storage
-from recgpt.config import STAGES, known_keys, load_train_settings, to_dict
+from recgpt.config import STAGES
 from recgpt.errors import UserError
 from recgpt.evaluation import ablation
 from recgpt.evaluation.ablation import SHOWN_METRICS, Cell
 from recgpt.evaluation.metrics import metric_names
+from recgpt.settings_reading import known_keys, load_train_settings, to_dict
 
 METRICS = metric_names()
 SEEDS = (3, 4)

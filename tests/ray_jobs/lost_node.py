@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from ray_jobs.train import run_train
-from recgpt.config import load_train_settings
+from recgpt.settings_reading import load_train_settings
 from recgpt.training.run_folder import read_metrics
 
 KILLED_AFTER_STEP = 40

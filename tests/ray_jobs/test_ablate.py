@@ -9,9 +9,9 @@ import pytest
 from ray_jobs import ablate, evaluate, train
 from ray_jobs.runtime import run_command
 from recgpt import storage
-from recgpt.config import load_train_settings
 from recgpt.errors import UserError
 from recgpt.evaluation.metrics import metric_names
+from recgpt.settings_reading import load_train_settings
 
 SETTINGS = load_train_settings(None, ["model.user.kind=hashed", "loss.kind=full"])
 # In the order of training; the second starts from the first.

@@ -22,6 +22,9 @@ VERBS = (
     "tune-quotas",
     "ablate",
     "validate",
+    "plan",
+    "report",
+    "export",
     "doctor",
     "quickstart",
 )

@@ -7,7 +7,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.command_line import DebugOption, OverwriteOption, one_value_per_option, verb_app
+from ray_jobs.command_line import OverwriteOption, one_value_per_option, verb_app
 from ray_jobs.runtime import run_command
 from recgpt.errors import UserError
 
@@ -18,7 +18,6 @@ def command(
     paths: Annotated[list[str], typer.Option("--input", metavar="PATH...")],
     size: Annotated[int, typer.Option(min=1)] = 5,
     overwrite: OverwriteOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Do something with files."""
     received.update(paths=paths, size=size, overwrite=overwrite)

@@ -8,9 +8,10 @@ import torch
 
 from ray_jobs.prepare import run_prepare
 from ray_jobs.train import run_train
-from recgpt.config import TrainSettings, from_dict
+from recgpt.config import TrainSettings
 from recgpt.errors import UserError
 from recgpt.model.export import load_model, model_fingerprint
+from recgpt.settings_reading import from_dict
 from tests.ray_jobs.logs import csv_of
 
 OLD_ITEMS, NEW_ITEMS = 12, 4

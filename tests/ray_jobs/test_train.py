@@ -58,7 +58,8 @@ def test_bad_input_is_one_line_and_status_2(dataset, tmp_path, arguments, messag
 
 
 def test_an_unfinished_run_with_other_settings_is_refused(dataset, tmp_path):
-    from recgpt.config import TrainSettings, to_dict
+    from recgpt.config import TrainSettings
+    from recgpt.settings_reading import to_dict
 
     settings = to_dict(TrainSettings())
     settings["model"]["width"] = 32

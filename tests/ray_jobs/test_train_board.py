@@ -19,7 +19,7 @@ def text_of(board):
 
 
 def test_who_has_been_silent_for_long_hangs(clock):
-    board = TrainBoard()
+    board = TrainBoard("mine")
     board.sign(0, "process 7 on a", "step 3")
     board.sign(1, "process 8 on a", "step 4")
     clock[0] += 10
@@ -30,7 +30,7 @@ def test_who_has_been_silent_for_long_hangs(clock):
 
 
 def test_who_is_behind_hangs_if_nobody_is_silent(clock):
-    board = TrainBoard()
+    board = TrainBoard("mine")
     for rank, place in enumerate(["step 3", "step 4", "step 4"]):
         board.sign(rank, f"process {rank} on a", place)
     board.waited_in_vain(1, "step 4")
@@ -38,7 +38,7 @@ def test_who_is_behind_hangs_if_nobody_is_silent(clock):
 
 
 def test_else_whoever_was_heard_of_longest_ago(clock):
-    board = TrainBoard()
+    board = TrainBoard("mine")
     for rank in (2, 0, 1):
         board.sign(rank, f"process {rank} on a", "step 4")
         clock[0] += 2

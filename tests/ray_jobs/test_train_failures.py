@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.process_tree import descendants
-from recgpt.config import load_train_settings, to_dict
 from recgpt.data.dataset import HistoryDataset
 from recgpt.data.plan import read_unit
+from recgpt.settings_reading import load_train_settings, to_dict
 from recgpt.training.recorder import Recorder
 from recgpt.training.run_folder import read_metrics
 from recgpt.training.trainer import train

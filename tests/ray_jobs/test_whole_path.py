@@ -11,8 +11,9 @@ from ray_jobs.evaluate import run_evaluate
 from ray_jobs.generate import run_generate
 from ray_jobs.prepare import run_prepare
 from ray_jobs.train import run_train
-from recgpt.config import TrainSettings, from_dict
+from recgpt.config import TrainSettings
 from recgpt.errors import UserError
+from recgpt.settings_reading import from_dict
 
 MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 # Each user starts somewhere and walks on for seven months; the log's rows come in no order.

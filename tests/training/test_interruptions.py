@@ -9,11 +9,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from recgpt.config import TrainSettings, from_dict
+from recgpt.config import TrainSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.data.plan import epoch_units, read_unit
 from recgpt.distributed import collectives
 from recgpt.errors import Stopped, UserError
+from recgpt.settings_reading import from_dict
 from recgpt.training import checkpoint
 from recgpt.training import recorder as recorder_module
 from recgpt.training.model import NextItemModel
@@ -135,10 +136,10 @@ def note_who_is_learned(order):
     """Write down whose histories each step takes, on every rank."""
     optimize = Trainer._optimize
 
-    def noting(trainer, packed, num_targets):
+    def noting(trainer, packed, *counts):
         with Path(f"{order}-{collectives.rank()}").open("a") as file:
             file.writelines(f"{user}\n" for user in packed.user_hash_B.tolist())
-        return optimize(trainer, packed, num_targets)
+        return optimize(trainer, packed, *counts)
 
     Trainer._optimize = noting
 

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from recgpt import storage
-from recgpt.config import TrainSettings, from_dict
+from recgpt.config import TrainSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.data.plan import read_unit
+from recgpt.settings_reading import from_dict
 from recgpt.training import checkpoint, run_folder
 from recgpt.training.recorder import Recorder
 from recgpt.training.trainer import train
@@ -36,8 +37,8 @@ def train_here(dataset_url, run, stop_after=None):
     settings = from_dict(TrainSettings, SETTINGS, "test")
 
     class Stops(Recorder):
-        def step(self, state, *arguments):
-            super().step(state, *arguments)
+        def step(self, state, figures):
+            super().step(state, figures)
             if state.step == stop_after:
                 raise KeyboardInterrupt
 

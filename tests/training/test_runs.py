@@ -5,8 +5,9 @@ import json
 import pytest
 
 from recgpt import storage
-from recgpt.config import TrainSettings, from_dict, to_dict
+from recgpt.config import TrainSettings
 from recgpt.errors import UserError
+from recgpt.settings_reading import from_dict, to_dict
 from recgpt.training.runs import differing, find_runs, flat, read_run
 
 

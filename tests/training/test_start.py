@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from recgpt import storage
-from recgpt.config import ModelSettings, RecallSettings, SplitSettings, TrainSettings, from_dict
+from recgpt.config import ModelSettings, RecallSettings, SplitSettings, TrainSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.data.plan import read_unit
 from recgpt.distributed.sharded_table import ShardedTable
@@ -17,6 +17,7 @@ from recgpt.errors import UserError
 from recgpt.model.export import ModelInfo, load_model, save_model
 from recgpt.model.gpt import GPT
 from recgpt.model.item_table import initial_rows
+from recgpt.settings_reading import from_dict
 from recgpt.training import run_folder
 from recgpt.training.model import known_users
 from recgpt.training.recorder import Recorder
@@ -186,8 +187,8 @@ def train_here(
     dataset, settings = HistoryDataset.open(dataset_url), settings_of(overrides)
 
     class EveryRankStops(Recorder):
-        def step(self, state, *arguments):
-            super().step(state, *arguments)
+        def step(self, state, figures):
+            super().step(state, figures)
             if state.step == stop_after:
                 raise Interrupted
 

@@ -9,11 +9,12 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 
-from recgpt.config import TrainSettings, from_dict, to_dict
+from recgpt.config import TrainSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.data.plan import read_unit
 from recgpt.distributed import collectives
 from recgpt.errors import UserError
+from recgpt.settings_reading import from_dict, to_dict
 from recgpt.training import checkpoint, run_folder
 from recgpt.training import recorder as recorder_module
 from recgpt.training.recorder import Recorder
@@ -117,8 +118,8 @@ def train_here(dataset_url: str, run: str, overrides: dict, stop_after: int | No
         return (read_unit(dataset, unit, settings.data.split, None) for unit in units)
 
     class EveryRankStops(Recorder):
-        def step(self, state, *arguments):
-            super().step(state, *arguments)
+        def step(self, state, figures):
+            super().step(state, figures)
             stop({"step": state.step})
 
     Path(run).mkdir(exist_ok=True)
@@ -237,9 +238,9 @@ def steps_of_rank(dataset_url: str, folder: str) -> None:
     taken = []
 
     class Steps(Recorder):
-        def step(self, state, loss_sum, *arguments):
-            super().step(state, loss_sum, *arguments)
-            taken.append((state.epoch, state.step, float(loss_sum)))
+        def step(self, state, figures):
+            super().step(state, figures)
+            taken.append((state.epoch, state.step, float(figures.loss_sum)))
 
     def read(units):
         return (read_unit(dataset, unit, settings.data.split, None) for unit in units)

@@ -1,6 +1,6 @@
 """Measurements that several processes make together, one rank each, joined by gloo.
 
-    python -m benchmarks.ranks MODULE:FUNCTION FOLDER RANK WORLD_SIZE
+    python -m recgpt.scaling.ranks MODULE:FUNCTION FOLDER RANK WORLD_SIZE
 
 is what ``run_ranks`` starts: it calls the function with the arguments in the folder and leaves there what
 the function returns. Needs torch alone, so that a yardstick's own environment can run it too.
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 LINES_SHOWN = 30  # of the output of a rank that failed
 SECONDS_BETWEEN_LOOKS = 0.05
 
@@ -58,7 +58,7 @@ def _start(
         "OMP_NUM_THREADS": str(threads),
         "LOCAL_RANK": str(rank),  # DeepSpeed asks for it
     }
-    call = [python, "-m", "benchmarks.ranks", function, str(folder), str(rank), str(world_size)]
+    call = [python, "-m", "recgpt.scaling.ranks", function, str(folder), str(rank), str(world_size)]
     with open(folder / f"output-{rank}", "wb") as output:
         return subprocess.Popen(
             call, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=REPOSITORY

@@ -1,0 +1,155 @@
+"""The constants of the machine at hand, measured: products, memory, exchanges, and short trainings.
+
+For CPUs, on which ranks are processes of one machine joined by gloo.
+"""
+
+import dataclasses
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recgpt.config import LossSettings, ModelSettings, TrainSettings
+from recgpt.distributed import collectives
+from recgpt.machines import Machine
+from recgpt.model.flops import training_flops
+from recgpt.scaling.costs import moved_bytes
+from recgpt.scaling.fitting import fit_not_negative
+from recgpt.scaling.made_up_histories import write_dataset
+from recgpt.scaling.ranks import run_ranks, step_seconds
+from recgpt.scaling.workload import measure_workload
+from recgpt.settings_reading import to_dict
+
+_SECONDS = 1.0  # of each measurement of a rate
+_COPIED_BYTES = 64 << 20
+_SENT_BYTES = 4 << 20
+_PRODUCT = (512, 128, 1008)  # of a block of scores; other shapes are not much faster
+_WARM_UP, _STEPS = 10, 40
+# Trainings that differ in what dominates: (width, items, tokens of a step).
+_TRIALS = ((32, 1_000, 512), (64, 12_000, 1024), (128, 2_000, 2048), (64, 40_000, 512), (128, 12_000, 1024))
+_LENGTHS = np.array([3, 4, 5, 6, 8, 12, 20, 50])
+
+
+def calibrate(threads: int = 1) -> Machine:
+    """Measure this machine's CPU; about a minute. Progress is for the caller to show.
+
+    ``threads``: of each rank.
+    """
+    (rates,) = run_ranks("recgpt.scaling.calibration:rates", world_size=1, threads=threads)
+    exchange = run_ranks("recgpt.scaling.calibration:exchange", world_size=2, threads=threads)
+    per_byte = max(rank["seconds_per_byte"] for rank in exchange)
+    machine = Machine(
+        device="cpu",
+        matrix_flops=rates["matrix_flops"],
+        memory_bytes=float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
+        memory_bandwidth=rates["memory_bandwidth"],
+        ranks_per_node=max((os.cpu_count() or 1) // threads, 1),
+        node_bandwidth=1 / per_byte,
+        network_bandwidth=1 / per_byte,  # no other machine to measure it with
+        latency=max(rank["latency"] for rank in exchange),
+        matrix_efficiency=1.0,
+        memory_efficiency=1.0,
+        step_overhead=1e-3,
+        storage_bandwidth=rates["storage_bandwidth"],
+        process_bytes=rates["process_bytes"],
+    )
+    return _with_efficiencies(machine, threads)
+
+
+def _with_efficiencies(machine: Machine, threads: int) -> Machine:
+    """How much of the rates trainings reach, and what is left per step: fitted to short ones."""
+    features, seconds = [], []
+    for width, num_items, tokens in _TRIALS:
+        settings = TrainSettings(
+            threads_per_worker=threads,
+            model=ModelSettings(width=width),
+            loss=LossSettings(kind="full"),
+            stages=("pretrain",),
+        )
+        settings = dataclasses.replace(
+            settings, data=dataclasses.replace(settings.data, tokens_per_batch=tokens)
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            dataset = write_dataset(Path(folder), 20_000, _LENGTHS, num_items=num_items)
+            work = measure_workload(dataset, settings)
+            (trial,) = run_ranks(
+                "recgpt.scaling.trial:trial",
+                world_size=1,
+                threads=threads,
+                dataset=dataset.url,
+                settings=to_dict(settings),
+                warm_up=_WARM_UP,
+                steps=_STEPS,
+            )
+        load = work.load
+        flops = training_flops(settings.model, load.tokens, load.attended_pairs, load.tokens, num_items)
+        moved = moved_bytes(settings, work)
+        features.append([flops / machine.matrix_flops, moved / machine.memory_bandwidth, 1.0])
+        seconds.append(step_seconds([trial["seconds"]]))
+    compute, memory, overhead = fit_not_negative(np.array(features), np.array(seconds))
+    return dataclasses.replace(
+        machine,
+        matrix_efficiency=1 / max(compute, 1.0),
+        memory_efficiency=1 / max(memory, 1.0),
+        step_overhead=max(overhead, 1e-5),
+    )
+
+
+def rates() -> dict[str, Any]:
+    """Of one rank: products, copies, writes to a temporary file; memory of the process without a model."""
+    # What a training rank has loaded before there is a model.
+    from recgpt.scaling.ranks import peak_memory
+    from recgpt.training.engine import init_process_group
+
+    init_process_group()
+    process_bytes = peak_memory()
+    rows, inner, columns = _PRODUCT
+    left, right = torch.randn(rows, inner), torch.randn(inner, columns)
+    out = torch.empty(rows, columns)
+    products = _per_second(lambda: torch.mm(left, right, out=out))
+    source = torch.ones(_COPIED_BYTES // 4)
+    target = torch.empty_like(source)
+    copies = _per_second(lambda: target.copy_(source))
+    return {
+        "matrix_flops": 2 * rows * inner * columns * products,
+        "memory_bandwidth": 2 * _COPIED_BYTES * copies,
+        "storage_bandwidth": _storage_bandwidth(),
+        "process_bytes": process_bytes,
+    }
+
+
+def exchange() -> dict[str, float]:
+    """Of two ranks: seconds per byte that leaves a rank, and seconds of an exchange of next to nothing."""
+    ranks = collectives.world_size()
+    rows = torch.ones(_SENT_BYTES // 4)
+    share = [len(rows) // ranks] * ranks
+    nothing = torch.zeros(1)
+    collectives.barrier()
+    latency = 1 / _per_second(lambda: collectives.sum_over_ranks(nothing), times=200)
+    whole = 1 / _per_second(lambda: collectives.exchange_rows(rows, share, share), times=50)
+    leaves = _SENT_BYTES * (ranks - 1) / ranks
+    return {"seconds_per_byte": max(whole - latency, 1e-6) / leaves, "latency": latency / ranks.bit_length()}
+
+
+def _per_second(call: Any, times: int | None = None) -> float:
+    """Calls per second: of ``times`` of them, which ranks must agree on, or of what fits ``_SECONDS``."""
+    call()
+    begun, done = time.perf_counter(), 0
+    while done < times if times else time.perf_counter() - begun < _SECONDS:
+        call()
+        done += 1
+    return done / (time.perf_counter() - begun)
+
+
+def _storage_bandwidth() -> float:
+    data = os.urandom(_COPIED_BYTES)
+    with tempfile.NamedTemporaryFile() as file:
+        begun = time.perf_counter()
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        return len(data) / (time.perf_counter() - begun)
