@@ -53,7 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is long, and begin with files that take long: with two processes none waits at the end."""
+    """Leave out what is long, and begin with files that take long: no process waits at the end."""
     if not config.getoption("--long"):
         left_out = pytest.mark.skip(reason="takes minutes; --long runs it")
         for item in items:
