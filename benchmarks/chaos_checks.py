@@ -10,6 +10,8 @@ from recgpt import storage
 from recgpt.model.export import EXPORT_FOLDER
 from recgpt.schema import CANDIDATES_MANIFEST_FILE, MANIFEST_FILE, SUCCESS_FILE
 from recgpt.training import checkpoint
+from recgpt.training.environment import ENVIRONMENT_FILE
+from recgpt.training.rank_log import LOGS_FOLDER
 
 RUN, CANDIDATES, EVALUATION = "run", "candidates", "evaluation.json"
 _TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{8}\.partial$")  # what `storage.remove_temporary_files` takes
@@ -77,8 +79,9 @@ def find_leftovers(url: str) -> Leftovers:
 def _is_documented(name: str) -> bool:
     top, _, rest = name.partition("/")
     if top == RUN:
-        files = ("settings.json", "attempt.json", "metrics.jsonl", MANIFEST_FILE)
-        return rest in files or rest.partition("/")[0] in (checkpoint.FOLDER, "tensorboard", EXPORT_FOLDER)
+        files = ("settings.json", "attempt.json", ENVIRONMENT_FILE, "metrics.jsonl", MANIFEST_FILE)
+        folders = (checkpoint.FOLDER, "tensorboard", LOGS_FOLDER, EXPORT_FOLDER)
+        return rest in files or rest.partition("/")[0] in folders
     if top == CANDIDATES:
         return rest in (CANDIDATES_MANIFEST_FILE, SUCCESS_FILE) or rest.startswith("part-")
     return name == EVALUATION

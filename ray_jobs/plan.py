@@ -82,7 +82,7 @@ def command(
     Works out a model of costs (docs/scaling.md) on the first steps of the dataset; nothing is trained.
     Ends with status 2 if a worker's memory is too small, and names the smallest change that helps.
 
-    Example: `recgpt plan --dataset data/beauty --workers 8 --device h100`
+    Example: `recgpt plan --dataset data/beauty --workers 4 --device h100`
     """
     from recgpt.settings_reading import load_train_settings
 
@@ -113,7 +113,7 @@ def machine_for(device: str, threads: int) -> "Machine":
     if device != MEASURED:
         return load_machine(device)
     progress.note("recgpt: measuring this machine for about a minute; keep it with --save-device")
-    return calibrate(threads)
+    return calibrate(threads, also_loaded=("ray.train", "ray.data"))
 
 
 def _save(machine: "Machine", file: str) -> None:

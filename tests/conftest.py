@@ -67,6 +67,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: -weights[item.path])
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nothing listens at the moment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One local Ray with four logical CPUs for all tests that ask for it."""

@@ -225,6 +225,7 @@ def workplace(tmp_path_factory, local_ray):
     [
         *own_commands("verify-candidates", "show", "index", "runs", "validate", documents=DOCUMENTS),
         *own_commands("evaluate", "tune-quotas"),
+        *own_commands("report", "export", "plan"),
     ],
     ids=" ".join,
 )

@@ -2,7 +2,24 @@
 
 import re
 
+import pytest
+
 from recgpt import progress
+
+
+@pytest.fixture(autouse=True)
+def as_usual():
+    yield
+    progress.set_talk()
+
+
+def test_quiet_leaves_warnings_alone(capsys):
+    progress.set_talk(quiet=True)
+    with progress.progress_bar("reading", total=2, unit="rows") as bar:
+        bar.update(2)
+    progress.note("for those who want to know")
+    progress.warn("beware")
+    assert capsys.readouterr().err == "recgpt: warning: beware\n"
 
 
 def test_off_a_terminal_each_report_is_a_plain_line(capsys, monkeypatch):

@@ -4,9 +4,11 @@ For CPUs, on which ranks are processes of one machine joined by gloo.
 """
 
 import dataclasses
+import importlib
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +36,16 @@ _TRIALS = ((32, 1_000, 512), (64, 12_000, 1024), (128, 2_000, 2048), (64, 40_000
 _LENGTHS = np.array([3, 4, 5, 6, 8, 12, 20, 50])
 
 
-def calibrate(threads: int = 1) -> Machine:
+def calibrate(threads: int = 1, also_loaded: Sequence[str] = ()) -> Machine:
     """Measure this machine's CPU; about a minute. Progress is for the caller to show.
 
-    ``threads``: of each rank.
+    Args:
+        threads: of each rank.
+        also_loaded: modules that a training process has loaded besides the library's, for its memory.
     """
-    (rates,) = run_ranks("recgpt.scaling.calibration:rates", world_size=1, threads=threads)
+    (rates,) = run_ranks(
+        "recgpt.scaling.calibration:rates", world_size=1, threads=threads, also_loaded=list(also_loaded)
+    )
     exchange = run_ranks("recgpt.scaling.calibration:exchange", world_size=2, threads=threads)
     per_byte = max(rank["seconds_per_byte"] for rank in exchange)
     machine = Machine(
@@ -99,8 +105,10 @@ def _with_efficiencies(machine: Machine, threads: int) -> Machine:
     )
 
 
-def rates() -> dict[str, Any]:
+def rates(also_loaded: list[str]) -> dict[str, Any]:
     """Of one rank: products, copies, writes to a temporary file; memory of the process without a model."""
+    for name in also_loaded:
+        importlib.import_module(name)
     # What a training rank has loaded before there is a model.
     from recgpt.scaling.ranks import peak_memory
     from recgpt.training.engine import init_process_group

@@ -1,6 +1,7 @@
 """A log per rank in the run's folder: logs/rank-0.log and so on."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,9 @@ class _StoredLog(logging.Handler):
         self._lines.append(self.format(record) + "\n")
 
     def close(self) -> None:
-        if self._lines:
-            storage.write_bytes(self._url, "".join(self._lines).encode())
-            self._lines = []
         super().close()
+        lines, self._lines = self._lines, []
+        try:
+            storage.write_bytes(self._url, "".join(lines).encode())
+        except Exception as error:  # a training does not fail for want of its log
+            print(f"recgpt: {self._url} could not be written: {error}", file=sys.stderr)

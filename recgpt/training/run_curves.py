@@ -19,7 +19,7 @@ Lines = Sequence[dict[str, Any]]
 STAGE_TITLES = {"pretrain": "pre-training", "prompt_tune": "prompt-tuning"}
 
 _MOST_POINTS = 300  # of a curve: more could not be told apart
-_NO_SERIES = {"step", "epoch", "users"}
+_NO_SERIES = {"step", "epoch", "users", "seconds"}
 _METRIC = re.compile(r"(hit_rate|ndcg)@(\d+)")
 
 
@@ -63,22 +63,10 @@ def further_curves(lines: Lines) -> list[Plot]:
     return [_series_plot(lines, name, Series(text.capitalize(), text)) for name, text in words.items()]
 
 
-def training_seconds(lines: Lines, tokens_per_batch: int) -> float | None:
-    """About how long the steps took, without validation, checkpoints and start; None before the first line.
-
-    A line says how many targets a second it was since the line before. How many targets the steps had stands
-    nowhere: they count as full batches, of which only the last ones of an epoch fall short.
-    """
-    seconds, counted, seconds_per_step = 0.0, 0, None
-    for line in _of_kind(lines, "train"):
-        speed = line.get("targets_per_second", 0)
-        if _is_number(speed) and speed > 0:
-            seconds_per_step = tokens_per_batch / speed
-            seconds += (line["step"] - counted) * seconds_per_step
-            counted = line["step"]
-    if seconds_per_step is None:
-        return None
-    return seconds + (max(line["step"] for line in lines) - counted) * seconds_per_step
+def training_seconds(lines: Lines) -> float | None:
+    """How long the steps took, without validation and start; None before the first line."""
+    seconds = [line["seconds"] for line in _of_kind(lines, "train") if _is_number(line.get("seconds"))]
+    return sum(seconds) if seconds else None
 
 
 def _of_kind(lines: Lines, kind: str) -> list[dict[str, Any]]:

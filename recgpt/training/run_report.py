@@ -182,11 +182,11 @@ def _headlines(run: Run, lines: Lines, price_per_hour: float | None) -> list[Hea
         last = max(line["epoch"] for line in lines if line.get("stage") == stage)
         name = f"best {run.metric}, {STAGE_TITLES.get(stage, stage)}"
         headlines.append(Headline(name, f"{value:.4f}", f"validation, epoch {epoch} of {last}"))
-    seconds = training_seconds(lines, _count(run, "data.tokens_per_batch"))
+    seconds = training_seconds(lines)
     workers = _count(run, "workers")
     if seconds is not None:
         note = f"{workers} worker" + "s" * (workers > 1)
-        headlines.append(Headline("training steps took about", _duration(seconds), note))
+        headlines.append(Headline("training steps took", _duration(seconds), note))
     if seconds is not None and price_per_hour is not None:
         hours = seconds / 3600
         note = f"{hours:.3g} h × {note} × {price_per_hour:g} an hour"

@@ -30,6 +30,7 @@ from recgpt.training.engine import DenseEngine, init_process_group, read_deepspe
 from recgpt.training.model import TrainingBatch, build_model
 from recgpt.training.prompts import plain_batch, prompted_batch
 from recgpt.training.recorder import Recorder
+from recgpt.training.schedule import share_of_peak
 from recgpt.training.state import TrainingState, needed_checkpoints, origin, read_state
 from recgpt.training.step_figures import StepFigures
 from recgpt.training.validation import Validator
@@ -395,8 +396,4 @@ class Trainer:
 
     def _scheduled(self, rate: float) -> float:
         """The learning rate of the step under way, whose peak is ``rate``."""
-        stage = self._stage_settings
-        warmed_up = min(1.0, (self.state.stage_step + 1) / max(stage.optimizer.warmup_steps, 1))
-        if stage.optimizer.decay == "constant":
-            return rate * warmed_up
-        return rate * warmed_up * (1 - self.epochs_before_step / stage.max_epochs)
+        return rate * share_of_peak(self._stage_settings, self.state.stage_step, self.epochs_before_step)

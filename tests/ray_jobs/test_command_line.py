@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ray_jobs.command_line import OverwriteOption, one_value_per_option, verb_app
 from ray_jobs.runtime import run_command
+from recgpt import progress
 from recgpt.errors import UserError
 
 received = {}
@@ -61,6 +62,22 @@ def test_a_mistake_of_the_user_is_one_line_and_status_2(monkeypatch, capsys, arg
     assert output.err.startswith("recgpt: error: ")
     assert output.err.count("\n") == 1
     assert message in output.err
+
+
+@pytest.mark.parametrize(
+    ("options", "talk"),
+    [((), (False, False)), (("-q",), (True, False)), (("--verbose",), (False, True))],
+)
+def test_every_verb_can_be_quiet_or_verbose(monkeypatch, options, talk):
+    assert run(monkeypatch, "--input", "a", *options) == 0
+    assert (progress.is_quiet(), progress.is_verbose()) == talk
+    assert run(monkeypatch, "--input", "a") == 0
+    assert (progress.is_quiet(), progress.is_verbose()) == (False, False)
+
+
+def test_quiet_and_verbose_at_once_are_refused(monkeypatch, capsys):
+    assert run(monkeypatch, "--input", "a", "-q", "-v") == 2
+    assert "contradict each other" in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback_before_the_line(monkeypatch, capsys):

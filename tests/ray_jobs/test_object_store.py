@@ -130,7 +130,8 @@ def test_a_dataset_is_the_same_wherever_log_and_output_lie(paths, s3_bucket, tmp
 
 @pytest.mark.slow
 def test_a_run_leaves_what_a_local_one_leaves_but_for_tensorboard(trained):
-    left = ["attempt.json", "checkpoints", "manifest.json", "metrics.jsonl", "model", "settings.json"]
+    left = ["attempt.json", "checkpoints", "environment.json", "logs", "manifest.json", "metrics.jsonl"]
+    left += ["model", "settings.json"]
     assert storage.list_names(trained.run) == left
     manifest = storage.read_json(storage.join(trained.run, "manifest.json"))
     assert list(manifest["stages"]) == ["pretrain", "prompt_tune"]

@@ -1,59 +1,53 @@
-"""`recgpt submit`: the whole path as jobs of a cluster of two nodes, with everything on an object store."""
+"""`recgpt submit`: the guide's cluster of two nodes, with all data in S3; and what is not submitted."""
 
+import contextlib
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from ray_jobs import submit
-from recgpt import storage
 from recgpt.errors import UserError
-from recgpt.retrieval.candidates import read_candidates
+from tests.conftest import REPOSITORY, free_port
 
-SETTINGS = """
-model: {width: 8, layers: 1, heads: 1, max_history: 8}
-pretrain: {max_epochs: 1}
-prompt_tune: {max_epochs: 1}
-"""
+GUIDE = REPOSITORY / "docs" / "cluster.md"
+PORTS = ("5000", "6379", "8265", "52366")
+# What the guide says is done once for the machine, or ends what others have started on it.
+NOT_HERE = ("pip install", "ray stop")
 
 
-@pytest.fixture(scope="module")
-def cluster(object_store):
-    """The address of its job API."""
-    call = [sys.executable, "-m", "tests.ray_jobs.local_cluster"]
-    # A job is run by the Python that is first on the cluster's PATH.
+def script_of_the_guide():
+    """The commands of "Trying it out", at ports that are free here."""
+    (section,) = re.findall(r"^## Trying it out.*?(?=^## )", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    lines = "".join(re.findall(r"^```sh\n(.*?)^```", section, re.DOTALL | re.MULTILINE)).splitlines()
+    script = "\n".join(line for line in lines if not line.startswith(NOT_HERE))
+    for port in PORTS:
+        assert port in script
+        script = script.replace(port, str(free_port()))
+    secret = "AWS_SECRET_ACCESS_KEY=any"
+    assert secret in script
+    return script.replace(secret, "AWS_SECRET_ACCESS_KEY=planted")
+
+
+@pytest.fixture
+def machine():
+    """The environment of a newcomer's shell; what is left running in it ends with the test."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's sockets need a short path
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_A"))}
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path}
-    environment.pop("RAY_ADDRESS", None)
-    process = subprocess.Popen(
-        call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
-    )
-    try:
-        while not (line := process.stdout.readline()).startswith("http"):
-            assert line, "the cluster ended"
-        wait_for_jobs(line.strip())
-        yield line.strip()
-    finally:
-        process.stdin.close()
-        process.wait(60)
-
-
-def wait_for_jobs(address):
-    """Until the dashboard answers about jobs."""
-    request = urllib.request.Request(f"{address}/api/jobs/")
-    request.add_header("Authorization", f"Bearer {os.environ['RAY_AUTH_TOKEN']}")
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(request, timeout=5)
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            time.sleep(0.2)
-        else:
-            return
-    pytest.fail("the dashboard does not answer")
+    yield {**mine, "PATH": path, "HOME": folder, "RAY_TMPDIR": folder}
+    mark = f"RAY_TMPDIR={folder}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def run(folder, *arguments):
@@ -66,33 +60,29 @@ def run(folder, *arguments):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_from_log_to_candidates_on_two_nodes(cluster, s3_bucket, tmp_path):
-    storage.write_bytes(f"{s3_bucket}/log.txt", sequences())
-    (tmp_path / "settings.yaml").write_text(SETTINGS)
-    data, trained, candidates = (f"{s3_bucket}/{name}" for name in ("data", "run", "candidates"))
-    for arguments in (
-        ["prepare", "--input", f"{s3_bucket}/log.txt", "--output", data],
-        ["train", "--dataset", data, "--output", trained, "--config", "settings.yaml", "--workers", "2"],
-        ["generate", "--model", trained, "--dataset", data, "--output", candidates, "--actors", "2"],
-        ["evaluate", "--model", trained, "--dataset", data],
-    ):
-        result = run(tmp_path, "--address", cluster, *arguments)
-        assert result.returncode == 0, f"{arguments}: {result.stdout}{result.stderr}"
-        assert "INFO" not in result.stderr, "Ray's own notes are not for the user"
-    assert sum(len(part) for part in read_candidates(candidates)) == 60
-
-    # The status of a verb is that of the command, and its one line is in the log.
-    result = run(
-        tmp_path, "--address", cluster, "train", "--dataset", f"{s3_bucket}/nowhere", "--output", trained
-    )
-    assert result.returncode == 2
-    assert "nowhere" in result.stdout
-    assert "planted" not in (result.stdout + result.stderr).lower()
-
-
-def sequences():
-    lines = [f"{user} " + " ".join(str(1 + (user + place) % 30) for place in range(6)) for user in range(60)]
-    return "\n".join(lines).encode()
+def test_by_the_guide_alone_from_log_to_candidates_on_two_nodes(machine, tmp_path):
+    script = [
+        "set -e",
+        script_of_the_guide(),
+        "python - <<'END'",
+        "from recgpt.retrieval.candidates import read_candidates",
+        "print('lists:', sum(len(part) for part in read_candidates('s3://trial/candidates')))",
+        "END",
+        # The status of a verb is that of the command, and its one line is in the log.
+        "recgpt submit train --dataset s3://trial/nowhere --output s3://trial/another || echo status $?",
+    ]
+    with (tmp_path / "output").open("w+") as output:  # no pipe: the nodes would keep it open
+        call = ["bash", "-c", "\n".join(script)]
+        ended = subprocess.run(call, cwd=tmp_path, env=machine, stdout=output, stderr=subprocess.STDOUT)
+    text = (tmp_path / "output").read_text()
+    assert ended.returncode == 0, text
+    assert "RecGPT, two steps" in text
+    assert "lists: 60" in text
+    assert "nowhere: no prepared dataset" in text
+    assert text.splitlines()[-1] == "status 2"
+    assert len(re.findall(r"^ 1 node_\w+$", text, re.MULTILINE)) == 2, "ray status tells of two nodes"
+    assert "planted" not in text
+    assert "INFO job_" not in text, "Ray's own notes are not for the user"
 
 
 def test_an_address_without_a_cluster_is_one_line_and_status_2(tmp_path):

@@ -2,10 +2,13 @@
 
 import json
 import re
+import time
+import urllib.request
 from dataclasses import fields
 
 import pytest
 
+from ray_jobs.train_board import TrainBoard
 from ray_jobs.train_gauges import TrainGauges, gauge_name
 from recgpt.config import TrainSettings
 from recgpt.evaluation.metrics import metric_names
@@ -41,6 +44,24 @@ def test_the_dashboard_shows_what_there_is_and_most_of_it(known):
     assert train - shown == {"recgpt_train_stage", "recgpt_train_tokens_per_second"}
     panels = json.loads(dashboard)["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+@pytest.mark.ray
+def test_what_a_training_tells_stands_at_rays_metrics_endpoint(local_ray):
+    import ray
+
+    board = ray.remote(TrainBoard).options(num_cpus=0).remote("mine")
+    ray.get(board.show.remote({"kind": "train", "stage": "pretrain", "epoch": 1, "step": 20, "loss": 1234.5}))
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    ours = re.compile(r"^ray_recgpt_train_loss\{(.*)\} 1234\.5$", re.MULTILINE)
+    deadline = time.monotonic() + 60
+    while not (found := ours.search(metrics := urllib.request.urlopen(url, timeout=10).read().decode())):
+        assert time.monotonic() < deadline, metrics
+        time.sleep(0.2)  # workers report every few seconds
+    assert 'run="mine"' in found[1]
+    assert 'stage="pretrain"' in found[1]
+    ray.kill(board)
 
 
 def test_a_line_sets_the_gauges_of_its_numbers(monkeypatch):

@@ -72,16 +72,10 @@ def test_many_points_are_drawn_by_their_means(monkeypatch):
 
 
 def test_time_of_the_steps():
-    lines = [
-        train(20, targets_per_second=1000.0),
-        validation(3),  # step 30
-        train(40, targets_per_second=500.0),
-        validation(5),  # step 50
-    ]
-    # 20 steps of 2 s, and 20 and then 10 of 4 s
-    assert training_seconds(lines, tokens_per_batch=2000) == pytest.approx(40 + 80 + 40)
+    lines = [train(20, seconds=40.0), validation(3), train(40, seconds=80.5), validation(5)]
+    assert training_seconds(lines) == 120.5
 
 
-@pytest.mark.parametrize("lines", [[], [validation(1)], [train(20)], [train(20, targets_per_second=0.0)]])
-def test_time_is_unknown_without_a_speed(lines):
-    assert training_seconds(lines, tokens_per_batch=2000) is None
+@pytest.mark.parametrize("lines", [[], [validation(1)], [train(20)], [train(20, seconds="soon")]])
+def test_time_is_unknown_before_the_first_line(lines):
+    assert training_seconds(lines) is None

@@ -23,9 +23,9 @@ from tests.training.test_runs import validation, write_run
 HOSTILE = "<script>alert(1)</script>" + 90 * "x"  # markup, and longer than any line
 HISTORIES = {f"u{number}{HOSTILE}": [f"i{number}", "i0", f"i9{HOSTILE}"] for number in range(4)}
 LINES = [
-    train(20, loss=7.0, learning_rate=0.001, targets_per_second=1000.0, waiting_share=0.1, gradient_norm=2.0),
+    train(20, seconds=160.0, loss=7.0, learning_rate=0.001, waiting_share=0.1, gradient_norm=2.0),
     validation(1, 0.125),
-    train(40, "prompt_tune", loss=6.0, targets_per_second=1000.0),
+    train(40, "prompt_tune", seconds=200.0, loss=6.0, targets_per_second=1000.0),
     validation(2, 0.25, "prompt_tune"),
 ]
 
@@ -97,8 +97,7 @@ def test_the_figures_stand_there(html):
         "state finished 40 steps",
         "best ndcg@10, pre-training 0.1250 validation, epoch 1 of 1",
         "best ndcg@10, prompt-tuning 0.2500 validation, epoch 2 of 2",
-        # 40 steps of 9,000 targets at 1,000 a second, of 2 workers
-        "training steps took about 6.0 min 2 workers",
+        "training steps took 6.0 min 2 workers",
         "cost of the training steps 2.00 0.1 h × 2 workers × 10 an hour",
         "test split, leave_one_out, 1,234 users, lists of 20, seen items: mask; served with quotas 18, 2.",
         "RecGPT, one step 0.3000",

@@ -1,6 +1,7 @@
 """Training on real gloo ranks: any number of workers, any ZeRO stage, either placement, resumed or not."""
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -165,6 +166,26 @@ def test_workers_stages_and_placements_give_the_same_losses(dataset, run_ranks, 
     assert max(changes) > 100 * LOSS_TOLERANCE, "the limit was felt"
     assert_same_losses(tmp_path, CLIPPED, expected_clipped)
     assert_same_losses(tmp_path, PERSONAL, losses_of(f"{tmp_path}/user table-1"))
+    assert_norms_are_of_all_workers(tmp_path)
+
+
+def assert_norms_are_of_all_workers(folder):
+    """Before clipping, and however the table lies: the engine's and the table's together are the same."""
+    norms = {
+        name: [
+            math.hypot(line["gradient_norm"], line.get("table_gradient_norm", 0.0))
+            for line in metrics_of(f"{folder}/{name}")
+            if line["kind"] == "train"
+        ]
+        for name in ("zero1-1", "zero3-2", "sharded-zero1-2", "sharded-zero2, in parts-2")
+    }
+    expected = norms.pop("zero1-1")
+    assert min(expected) > 0
+    for name, found in norms.items():
+        assert found == pytest.approx(expected, rel=0.01), name
+    (last,) = [line for line in metrics_of(f"{folder}/sharded-zero1-2") if line["kind"] == "train"][-1:]
+    assert 0 < last["communication_share"] < 1
+    assert last["bytes_per_step"] > 0
 
 
 def assert_same_losses(folder, variants, expected):
