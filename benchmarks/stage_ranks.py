@@ -15,10 +15,11 @@ from torch import Tensor
 
 from recgpt.config import PromptSettings, TrainSettings
 from recgpt.data.dataset import HistoryDataset
-from recgpt.data.packing import PackedBatch, lane_steps
-from recgpt.data.plan import ReadUnit, epoch_units, read_unit
+from recgpt.data.packing import PackedBatch
+from recgpt.data.plan import ReadUnit, read_unit
 from recgpt.model.attention import Layout
 from recgpt.model.scoring import ExcludedPairs
+from recgpt.scaling.workload import steps_of_one_worker
 from recgpt.settings_reading import from_dict
 from recgpt.training.engine import DenseEngine, init_process_group, read_deepspeed_config
 from recgpt.training.model import NextItemModel, TrainingBatch, build_model
@@ -72,8 +73,10 @@ def steps_in_turns(dataset: str, settings: dict[str, Any], batches: int) -> list
     history_dataset = HistoryDataset.open(dataset)
     train_settings = from_dict(TrainSettings, settings, "benchmark")
     turns = Turns(train_settings, history_dataset)
-    steps = list(itertools.islice(_batches(history_dataset, train_settings), WARM_UP_STEPS + batches))
-    return [turns.take(packed) for packed in steps][WARM_UP_STEPS:]
+    steps = list(
+        itertools.islice(steps_of_one_worker(history_dataset, train_settings), WARM_UP_STEPS + batches)
+    )
+    return [turns.take(step.batch) for step in steps][WARM_UP_STEPS:]
 
 
 class Turns:
@@ -137,19 +140,3 @@ def pass_for_every_position(model: NextItemModel, batch: TrainingBatch) -> Tenso
         excluded = ExcludedPairs(place_T[pairs.token_P[here_P]], pairs.item_P[here_P])
         generated_T[here_T] = model.item_table.best_item(interest_TD[here_T], excluded)
     return generated_T
-
-
-def _batches(dataset: HistoryDataset, settings: TrainSettings) -> Iterator[PackedBatch]:
-    """The first epoch's, as the trainer makes them on one worker."""
-    data, lanes = settings.data, range(settings.data.lanes)
-    units = epoch_units(
-        row_counts=[group.rows for group in dataset.row_groups],
-        lanes=lanes,
-        total_lanes=data.lanes,
-        window_users=data.shuffle_window_users,
-        shuffle=(settings.seed, 0),
-        consumed=[0] * data.lanes,
-    )
-    tables = (read_unit(dataset, unit, data.split, None) for unit in units)
-    steps = lane_steps(tables, lanes, data.tokens_per_batch // data.lanes, settings.model.max_history)
-    return (step.batch for step in steps)

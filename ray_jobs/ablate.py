@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_jobs.command_line import ConfigOption, DatasetOption, SetOption, verb_app
+from ray_jobs.command_line import ConfigOption, DatasetOption, SetOption, WorkersOption, verb_app
 from ray_jobs.runtime import run_command, start_ray
 from recgpt import storage
 from recgpt.errors import UserError
@@ -103,15 +103,7 @@ def command(
             help="Each variant is trained with so many seeds, from the setting `seed` on. Example: --seeds 5",
         ),
     ] = 3,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            show_default="the config's, else 1",
-            help="Training processes over all machines, and as many to evaluate. Example: --workers 2",
-        ),
-    ] = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Measure what each part of the model is worth: train it whole and without each part, with several seeds.
 

@@ -11,7 +11,7 @@ from recgpt import progress
 from recgpt.errors import UserError
 
 # Options that take one or more values: `--input a b` means `--input a --input b`.
-OPTIONS_WITH_VALUES = ("--input", "--set")
+OPTIONS_WITH_VALUES = ("--input", "--set", "--compare")
 
 DatasetOption = Annotated[
     str,
@@ -94,6 +94,16 @@ SetOption = Annotated[
         metavar="KEY=VALUE",
         show_default="none",
         help="Override single settings (see docs/training.md). Example: --set model.width=128 seed=1",
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        show_default="the config's, else 1",
+        help="Training processes over all machines. Example: --workers 2",
     ),
 ]
 OverwriteOption = Annotated[

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_jobs.command_line import ConfigOption, DatasetOption, JsonOption, SetOption, verb_app
+from ray_jobs.command_line import ConfigOption, DatasetOption, JsonOption, SetOption, WorkersOption, verb_app
 from ray_jobs.runtime import run_command
 from recgpt import progress, storage
 from recgpt.errors import UserError
@@ -48,15 +48,7 @@ def command(
         ),
     ],
     config: ConfigOption = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            show_default="the config's, else 1",
-            help="Training processes over all machines. Example: --workers 8",
-        ),
-    ] = None,
+    workers: WorkersOption = None,
     set_: SetOption = None,
     price_per_hour: Annotated[
         float | None,

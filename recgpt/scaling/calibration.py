@@ -6,6 +6,7 @@ For CPUs, on which ranks are processes of one machine joined by gloo.
 import dataclasses
 import importlib
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,10 +20,10 @@ from recgpt.config import LossSettings, ModelSettings, TrainSettings
 from recgpt.distributed import collectives
 from recgpt.machines import Machine
 from recgpt.model.flops import training_flops
-from recgpt.scaling.costs import moved_bytes
+from recgpt.scaling.costs import memory_per_rank, moved_bytes
 from recgpt.scaling.fitting import fit_not_negative
 from recgpt.scaling.made_up_histories import write_dataset
-from recgpt.scaling.ranks import run_ranks, step_seconds
+from recgpt.scaling.ranks import peak_memory, run_ranks, step_seconds
 from recgpt.scaling.workload import measure_workload
 from recgpt.settings_reading import to_dict
 
@@ -61,14 +62,14 @@ def calibrate(threads: int = 1, also_loaded: Sequence[str] = ()) -> Machine:
         memory_efficiency=1.0,
         step_overhead=1e-3,
         storage_bandwidth=rates["storage_bandwidth"],
-        process_bytes=rates["process_bytes"],
+        process_bytes=1.0,
     )
-    return _with_efficiencies(machine, threads)
+    return _fitted_to_trainings(machine, threads, rates["also_loaded_bytes"])
 
 
-def _with_efficiencies(machine: Machine, threads: int) -> Machine:
-    """How much of the rates trainings reach, and what is left per step: fitted to short ones."""
-    features, seconds = [], []
+def _fitted_to_trainings(machine: Machine, threads: int, also_loaded_bytes: int) -> Machine:
+    """How much of the rates short trainings reach, what else a step takes, and what else a process holds."""
+    features, seconds, besides = [], [], []
     for width, num_items, tokens in _TRIALS:
         settings = TrainSettings(
             threads_per_worker=threads,
@@ -96,25 +97,25 @@ def _with_efficiencies(machine: Machine, threads: int) -> Machine:
         moved = moved_bytes(settings, work)
         features.append([flops / machine.matrix_flops, moved / machine.memory_bandwidth, 1.0])
         seconds.append(step_seconds([trial["seconds"]]))
+        planned = memory_per_rank(settings, work, 1, machine)
+        besides.append(trial["memory_bytes"] - planned.total + planned.checkpoint)  # none is written so early
     compute, memory, overhead = fit_not_negative(np.array(features), np.array(seconds))
     return dataclasses.replace(
         machine,
         matrix_efficiency=1 / max(compute, 1.0),
         memory_efficiency=1 / max(memory, 1.0),
         step_overhead=max(overhead, 1e-5),
+        process_bytes=statistics.median(besides) + also_loaded_bytes,
     )
 
 
 def rates(also_loaded: list[str]) -> dict[str, Any]:
-    """Of one rank: products, copies, writes to a temporary file; memory of the process without a model."""
+    """Of one rank: products, copies, writes to a temporary file; memory that further modules take."""
+    importlib.import_module("recgpt.training.trainer")
+    before = peak_memory()
     for name in also_loaded:
         importlib.import_module(name)
-    # What a training rank has loaded before there is a model.
-    from recgpt.scaling.ranks import peak_memory
-    from recgpt.training.engine import init_process_group
-
-    init_process_group()
-    process_bytes = peak_memory()
+    also_loaded_bytes = peak_memory() - before
     rows, inner, columns = _PRODUCT
     left, right = torch.randn(rows, inner), torch.randn(inner, columns)
     out = torch.empty(rows, columns)
@@ -126,7 +127,7 @@ def rates(also_loaded: list[str]) -> dict[str, Any]:
         "matrix_flops": 2 * rows * inner * columns * products,
         "memory_bandwidth": 2 * _COPIED_BYTES * copies,
         "storage_bandwidth": _storage_bandwidth(),
-        "process_bytes": process_bytes,
+        "also_loaded_bytes": also_loaded_bytes,
     }
 
 

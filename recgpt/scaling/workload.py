@@ -1,6 +1,7 @@
 """What a step of a training holds: measured on the first steps of a dataset, without training."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from recgpt.config import TrainSettings
 from recgpt.data.dataset import HistoryDataset
-from recgpt.data.packing import PackedBatch, lane_steps
+from recgpt.data.packing import LaneStep, PackedBatch, lane_steps
 from recgpt.data.plan import epoch_units, read_unit
 from recgpt.data.sequences import resolve_time_bounds
 from recgpt.errors import UserError
@@ -44,6 +45,21 @@ def measure_workload(dataset: HistoryDataset, settings: TrainSettings) -> Worklo
 
     Raises ``UserError`` if no history has a training target.
     """
+    loads = [
+        _load(step.batch, sum(step.users.values()), settings.workers)
+        for step in itertools.islice(steps_of_one_worker(dataset, settings), _MOST_STEPS)
+        if len(step.batch.target_T)
+    ]
+    if not loads:
+        raise UserError(f"{dataset.url}: no history has a training target; choose a log with longer ones")
+    values = np.array([[load.users, load.tokens, load.attended_pairs, load.distinct_items] for load in loads])
+    # The last step of a small dataset is not full; it is a step all the same.
+    mean = StepLoad(*values.mean(0).tolist())
+    return Workload(dataset.num_items, dataset.num_users, mean, dataset.num_users / mean.users)
+
+
+def steps_of_one_worker(dataset: HistoryDataset, settings: TrainSettings) -> Iterator[LaneStep]:
+    """Those of the first epoch, with the batches of all ranks together, as the trainer makes them."""
     data = settings.data
     bounds = resolve_time_bounds(data.split, dataset.manifest)
     lanes = list(range(data.lanes))
@@ -57,18 +73,7 @@ def measure_workload(dataset: HistoryDataset, settings: TrainSettings) -> Worklo
     )
     tables = (read_unit(dataset, unit, data.split, bounds) for unit in units)
     budget = -(-data.tokens_per_batch // data.lanes)
-    steps = list(itertools.islice(lane_steps(tables, lanes, budget, settings.model.max_history), _MOST_STEPS))
-    loads = [
-        _load(step.batch, sum(step.users.values()), settings.workers)
-        for step in steps
-        if len(step.batch.target_T)
-    ]
-    if not loads:
-        raise UserError(f"{dataset.url}: no history has a training target; choose a log with longer ones")
-    values = np.array([[load.users, load.tokens, load.attended_pairs, load.distinct_items] for load in loads])
-    # The last step of a small dataset is not full; it is a step all the same.
-    mean = StepLoad(*values.mean(0).tolist())
-    return Workload(dataset.num_items, dataset.num_users, mean, dataset.num_users / mean.users)
+    return lane_steps(tables, lanes, budget, settings.model.max_history)
 
 
 def _load(batch: PackedBatch, users: int, workers: int) -> StepLoad:
