@@ -11,11 +11,14 @@ from ray_jobs import (
     export,
     generate,
     index,
+    laws,
     plan,
     prepare,
+    project,
     quickstart,
     report,
     runs,
+    scaling,
     show,
     submit,
     train,
@@ -68,10 +71,13 @@ for module in (
     quickstart,
     validate,
     plan,
+    project,
+    laws,
     doctor,
 ):
     name = module.__name__.rsplit(".", 1)[-1].replace("_", "-")
     app.command(name)(with_common_options(module.command))
+app.command("scale")(with_common_options(scaling.command))
 app.add_typer(runs.app, name="runs")
 # What follows the verb that is submitted is for that verb.
 app.command(

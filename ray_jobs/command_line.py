@@ -11,7 +11,7 @@ from recgpt import progress
 from recgpt.errors import UserError
 
 # Options that take one or more values: `--input a b` means `--input a --input b`.
-OPTIONS_WITH_VALUES = ("--input", "--set", "--compare")
+OPTIONS_WITH_VALUES = ("--input", "--set", "--compare", "--held-out")
 
 DatasetOption = Annotated[
     str,

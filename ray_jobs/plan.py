@@ -155,6 +155,8 @@ def _whole(planned: "Plan", settings: "TrainSettings") -> "Table":
     table.add_row("sent by a worker in a step", f"{planned.exchanged_bytes / 2**20:,.2f} MiB")
     size = f"{planned.checkpoint_bytes / _GIB:,.2f} GiB"
     table.add_row("a checkpoint", f"{size}, {_duration(planned.checkpoint_seconds)}")
+    lasts = f"{100 * planned.goodput:.2f} % of the time lasts"
+    table.add_row("best checkpoint interval", f"{_duration(planned.checkpoint_every_seconds)}; then {lasts}")
     table.add_row("candidate lists per hour and actor", f"{planned.candidates_per_hour:,.0f}")
     cost = "no price known; give --price-per-hour" if planned.cost is None else f"{planned.cost:,.2f} USD"
     table.add_row("cost of all epochs", cost)

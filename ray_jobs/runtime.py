@@ -72,7 +72,7 @@ def start_ray(min_cpus: int, *, large_objects: bool = False) -> None:
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=progress.is_verbose())
+        ray.init(log_to_driver=progress.is_verbose(), logging_level=_logging_level())
     else:
         _start_local_ray(min_cpus, _large_object_store() if large_objects else OBJECT_STORE_BYTES)
     if progress.is_verbose():
@@ -96,13 +96,17 @@ def _start_local_ray(min_cpus: int, object_store_bytes: int) -> None:
             include_dashboard=False,
             object_store_memory=object_store_bytes,
             log_to_driver=progress.is_verbose(),
-            logging_level="INFO" if progress.is_verbose() else "WARNING",
+            logging_level=_logging_level(),
         )
     except Exception as error:
         if type(error) is not Exception:
             raise
         # Ray has no class of its own for a service of it that ended, or was too slow, while starting.
         raise UserError(f"Ray did not start here: {error} Give the same command again") from None
+
+
+def _logging_level() -> str:
+    return "INFO" if progress.is_verbose() else "WARNING"
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -146,7 +150,6 @@ def run_command(app: typer.Typer) -> None:
     That is a ``UserError``, and an error of the file system or the object store, here or in a Ray worker.
     ``--debug`` anywhere on the command line shows the traceback as well.
     """
-    guard_local_ray()
     try:
         invoke(app)
     except KeyboardInterrupt:

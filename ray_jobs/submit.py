@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -29,6 +30,9 @@ VERBS = (
     "tune-quotas",
     "ablate",
     "report",
+    "scale",
+    "laws",
+    "project",
     "validate",
     "plan",
     "doctor",
@@ -39,6 +43,7 @@ SETTINGS = ("configs", "deepspeed_configs")  # beside the code in a checkout; in
 UPLOADED_SUFFIXES = {".yaml", ".yml", ".json", ".txt"}
 MOST_BYTES = 10 * 2**20
 SECONDS_TO_TAKE_JOBS = 60.0
+_OF_RAY = re.compile(r"^([\d :,-]+\tINFO job_manager\.py|Running entrypoint for job ).*\n", re.MULTILINE)
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 
@@ -63,7 +68,8 @@ def submit(address: str, verb: str, arguments: Sequence[str], *, follow: bool = 
 
 
 def _entrypoint(verb: str, arguments: Sequence[str]) -> list[str]:
-    return ["python", "-m", f"ray_jobs.{verb.replace('-', '_')}", *arguments]
+    module = {"scale": "scaling"}.get(verb, verb.replace("-", "_"))
+    return ["python", "-m", f"ray_jobs.{module}", *arguments]
 
 
 def _submit(client: "JobSubmissionClient", address: str, entrypoint: str, folder: str) -> str:
@@ -80,11 +86,17 @@ def _submit(client: "JobSubmissionClient", address: str, entrypoint: str, folder
 
 
 def _client(address: str) -> "JobSubmissionClient":
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     logging.disable(logging.INFO)  # Ray's modules each set a level of their own
     try:
         return JobSubmissionClient(address)
+    except AuthenticationError:
+        raise UserError(
+            f"{address}: the cluster refuses the token of this machine; put the cluster's into "
+            "~/.ray/auth_token or RAY_AUTH_TOKEN, and set RAY_AUTH_MODE=token"
+        ) from None
     except (ConnectionError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -124,9 +136,9 @@ def _pack(folder: Path, arguments: Sequence[str]) -> None:
 
 
 async def _follow(client: "JobSubmissionClient", job: str) -> None:
-    """Print the job's log as it grows, until the job ends."""
+    """Print the job's log as it grows, until the job ends; what Ray says of the job only if it is wanted."""
     async for lines in client.tail_job_logs(job):
-        typer.echo(lines, nl=False)
+        typer.echo(lines if progress.is_verbose() else _OF_RAY.sub("", lines), nl=False)
 
 
 def _exit_status(client: "JobSubmissionClient", job: str) -> int:

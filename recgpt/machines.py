@@ -42,6 +42,8 @@ class Machine:
     """What a rank holds before there is a model: libraries, a context on the GPU."""
     storage_bandwidth: Positive
     """Bytes per second to where checkpoints lie, per machine."""
+    failure_hours: Positive = 6335.0
+    """Mean hours between failures of one machine; by default as in h100.yaml."""
     price_per_hour: Positive | None = None
     """Of one rank, in USD; None: unknown."""
 

@@ -214,6 +214,8 @@ def workplace(tmp_path_factory, local_ray):
         (prepare,), (generate,) = own_commands("prepare"), own_commands("generate")
         run(prepare)
         write_run(folder / "runs" / "mine", [validation(1, 0.1)], finished=True)
+        for name in ("a", "b"):
+            write_run(folder / "runs" / name, [validation(1, 0.1)])
         save_random_model(folder / "runs" / "mine", HistoryDataset.open("data/mine"))
         run(generate)
     return folder

@@ -101,7 +101,8 @@ def memory_per_rank(settings: TrainSettings, work: Workload, zero_stage: int, ma
         activations=activations,
         loss=_loss_bytes(settings, work),
         communication=FLOAT * weights if machine.device != "cpu" or ranks > 1 else 0.0,
-        checkpoint=(rows + state) if settings.checkpoint_in_background else 0.0,
+        # On a GPU it is the host's memory that takes the copy.
+        checkpoint=rows + state if settings.checkpoint_in_background and machine.device == "cpu" else 0.0,
     )
 
 

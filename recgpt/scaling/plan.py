@@ -18,10 +18,13 @@ from recgpt.scaling.costs import (
     step_time,
     table_bytes,
 )
+from recgpt.scaling.failures import Failures, best_interval_seconds, goodput
 from recgpt.scaling.workload import Workload
 
 MOST_OF_MEMORY = 0.9
 """Share of a rank's memory that a plan may use: the rest is for fragments and what else runs."""
+RESTART_SECONDS = 120.0
+"""From a failure until the training goes on, once a machine is there."""
 _GENERATING_FORWARD = 1 / 3
 """A forward pass alone, of a step's forward and backward passes."""
 
@@ -44,6 +47,10 @@ class Plan:
     """Of the whole checkpoint."""
     checkpoint_seconds: float
     """To write it, beside the training."""
+    checkpoint_every_seconds: float
+    """With which the most of the time lasts, if machines fail as often as the device's constants say."""
+    goodput: float
+    """Share of the time that is training which lasts, with checkpoints that often."""
     candidates_per_hour: float
     """Lists, by one recall actor with the threads of a rank."""
     cost: float | None
@@ -66,6 +73,15 @@ def plan(settings: TrainSettings, work: Workload, zero_stage: int, machine: Mach
     checkpoint = checkpoint_bytes(settings, work)
     nodes = -(-settings.workers // machine.ranks_per_node)
     price = machine.price_per_hour
+    copied = checkpoint / settings.workers / (machine.memory_bandwidth * machine.memory_efficiency)
+    failures = Failures(
+        machine_mtbf_seconds=3600 * machine.failure_hours,
+        machines=nodes,
+        pause_seconds=2 * copied,  # a second copy in memory: what is read is written
+        write_seconds=checkpoint / (nodes * machine.storage_bandwidth),
+        restart_seconds=RESTART_SECONDS,
+    )
+    interval = best_interval_seconds(failures)
     return Plan(
         memory=memory,
         memory_available=MOST_OF_MEMORY * memory_of_rank(settings, machine),
@@ -75,7 +91,9 @@ def plan(settings: TrainSettings, work: Workload, zero_stage: int, machine: Mach
         run_seconds=run,
         exchanged_bytes=sum(exchanged_bytes(settings, work, zero_stage)) if settings.workers > 1 else 0.0,
         checkpoint_bytes=checkpoint,
-        checkpoint_seconds=checkpoint / (nodes * machine.storage_bandwidth),
+        checkpoint_seconds=failures.write_seconds,
+        checkpoint_every_seconds=interval,
+        goodput=goodput(failures, interval),
         candidates_per_hour=3600 / recall_seconds(settings, work, machine),
         cost=None if price is None else price * settings.workers * run / 3600,
     )
@@ -110,8 +128,10 @@ def recall_seconds(settings: TrainSettings, work: Workload, machine: Machine) ->
     flops = 2 * weights_per_token(model) * (tokens + steps - 1) + 2 * steps * model.width * work.num_items
     scores = FLOAT * 2 * steps * work.num_items
     moved = scores + FLOAT * steps * model.width * work.num_items / settings.recall.batch_users
-    return flops / (machine.matrix_flops * machine.matrix_efficiency) + moved / (
-        machine.memory_bandwidth * machine.memory_efficiency
+    return (
+        flops / (machine.matrix_flops * machine.matrix_efficiency)
+        + moved / (machine.memory_bandwidth * machine.memory_efficiency)
+        + steps * machine.step_overhead / settings.recall.batch_users
     )
 
 

@@ -41,7 +41,7 @@ def environment(settings: TrainSettings, code_commit: str | None) -> dict[str, s
         "commit": code_commit,
         "seed": settings.seed,
         "workers": collectives.world_size(),
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if cuda else _processor(),
         "device_memory_bytes": torch.cuda.get_device_properties(0).total_memory if cuda else None,
         "cpus": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
@@ -50,6 +50,14 @@ def environment(settings: TrainSettings, code_commit: str | None) -> dict[str, s
         "recgpt": __version__,
         **{name: metadata.version(name) for name in _PACKAGES},
     }
+
+
+def _processor() -> str:
+    """The name of the processor, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def write_environment(folder: str, settings: TrainSettings, code_commit: str | None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from ray_jobs import submit
 from ray_jobs.cli import app
 from recgpt import __version__
 
@@ -23,6 +24,9 @@ VERBS = (
     "ablate",
     "validate",
     "plan",
+    "scale",
+    "laws",
+    "project",
     "report",
     "export",
     "doctor",
@@ -34,6 +38,11 @@ def recgpt(*arguments):
     """Run the console script in a process of its own, where no Ray of another test writes into the output."""
     call = [sys.executable, "-m", "ray_jobs.cli", *arguments]
     return subprocess.run(call, capture_output=True, text=True, timeout=120)
+
+
+def module_of(verb):
+    _, _, module = submit._entrypoint(verb, [])
+    return module
 
 
 def has_default(option):
@@ -69,7 +78,7 @@ def test_every_verb_has_a_help_with_an_example(verb):
 def test_every_option_is_explained(verb):
     from typer.main import get_command
 
-    command = get_command(importlib.import_module(f"ray_jobs.{verb.replace('-', '_')}").app)
+    command = get_command(importlib.import_module(module_of(verb)).app)
     assert [option.name for option in command.params if not option.help] == []
     options = [option for option in command.params if option.param_type_name == "option"]
     with_value = [option for option in options if not option.is_flag]

@@ -11,7 +11,7 @@ from ray_jobs.plan import app
 from ray_jobs.runtime import run_command
 from recgpt.scaling.made_up_histories import write_dataset
 
-SMALL_GPU = {"memory_bytes": 4.5e9}
+SMALL_MACHINE = {"device": "cpu", "ranks_per_node": 1, "memory_bytes": 4.5e9}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_all_that_was_asked_for_is_told(monkeypatch, capsys, tmp_path, dataset):
 
 
 def test_what_cannot_fit_is_refused_with_the_smallest_change(monkeypatch, capsys, tmp_path, dataset):
-    device = h100(tmp_path, **SMALL_GPU)
+    device = h100(tmp_path, **SMALL_MACHINE)
     assert run(monkeypatch, "--dataset", dataset, "--device", device) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "and may use 3.8; try --set checkpoint_in_background=false" in error

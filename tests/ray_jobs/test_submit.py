@@ -70,6 +70,7 @@ def test_by_the_guide_alone_from_log_to_candidates_on_two_nodes(machine, tmp_pat
         "END",
         # The status of a verb is that of the command, and its one line is in the log.
         "recgpt submit train --dataset s3://trial/nowhere --output s3://trial/another || echo status $?",
+        "RAY_AUTH_TOKEN=another recgpt submit doctor || echo status $?",
     ]
     with (tmp_path / "output").open("w+") as output:  # no pipe: the nodes would keep it open
         call = ["bash", "-c", "\n".join(script)]
@@ -79,10 +80,12 @@ def test_by_the_guide_alone_from_log_to_candidates_on_two_nodes(machine, tmp_pat
     assert "RecGPT, two steps" in text
     assert "lists: 60" in text
     assert "nowhere: no prepared dataset" in text
-    assert text.splitlines()[-1] == "status 2"
+    assert text.count("status 2\n") == 2
+    assert "the cluster refuses the token of this machine" in text.splitlines()[-2]
     assert len(re.findall(r"^ 1 node_\w+$", text, re.MULTILINE)) == 2, "ray status tells of two nodes"
     assert "planted" not in text
-    assert "INFO job_" not in text, "Ray's own notes are not for the user"
+    jobs = text.partition("submitted as")[2].partition("======== Autoscaler status")[0]
+    assert "INFO" not in jobs, "Ray's own notes are not for the user"
 
 
 def test_an_address_without_a_cluster_is_one_line_and_status_2(tmp_path):
