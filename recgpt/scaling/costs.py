@@ -16,7 +16,7 @@ from recgpt.model.flops import scored_items, training_flops
 from recgpt.model.gpt import GPT
 from recgpt.model.item_table import loss_kind
 from recgpt.model.losses import KEPT_BYTES
-from recgpt.scaling.workload import StepLoad, Workload
+from recgpt.scaling.workload import Workload
 
 FLOAT = 4  # bytes
 _STATE_BYTES = {"adam": lambda width: 2 * FLOAT * width + 8, "adagrad": lambda _: FLOAT, "sgd": lambda _: 0}
@@ -135,7 +135,7 @@ def _loss_bytes(settings: TrainSettings, work: Workload) -> float:
 
 
 def step_time(settings: TrainSettings, work: Workload, zero_stage: int, machine: Machine) -> StepTime:
-    """Time of a pre-training step, if all ranks have the same share of it."""
+    """Time of a pre-training step."""
     ranks, load = settings.workers, work.load
     scored = scored_items(settings.loss, work.num_items, load.tokens)
     flops = training_flops(settings.model, load.tokens, load.attended_pairs, load.tokens, scored) / ranks
@@ -147,8 +147,9 @@ def step_time(settings: TrainSettings, work: Workload, zero_stage: int, machine:
         return exchange_seconds(size, calls, ranks, machine)
 
     return StepTime(
-        compute=flops / (machine.matrix_flops * machine.matrix_efficiency),
-        memory=moved / (machine.memory_bandwidth * machine.memory_efficiency),
+        # The largest rank is waited for.
+        compute=work.imbalance * flops / (machine.matrix_flops * machine.matrix_efficiency),
+        memory=work.imbalance * moved / (machine.memory_bandwidth * machine.memory_efficiency),
         table_exchange=exchange(lookups, lookup_calls),
         loss_exchange=exchange(loss, loss_calls),
         dense_exchange=exchange(dense, dense_calls),
@@ -204,8 +205,3 @@ def exchanges(settings: TrainSettings, work: Workload, zero_stage: int) -> tuple
     if not is_sharded(settings.item_table, work.num_items):
         return 0, 0, engine + 2
     return 4, 6, engine + 3
-
-
-def scaled(load: StepLoad, factor: float) -> StepLoad:
-    """A step with ``factor`` times as many users; items repeat less often than that only in small steps."""
-    return StepLoad(*(getattr(load, part.name) * factor for part in fields(load)))

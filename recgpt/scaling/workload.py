@@ -15,6 +15,8 @@ from recgpt.data.sequences import resolve_time_bounds
 from recgpt.errors import UserError
 
 _MOST_STEPS = 20
+_MOST_LANES = 4
+_MADE_UP_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Workload:
     num_users: int
     load: StepLoad
     steps_per_epoch: float
+    imbalance: float = 1.0
+    """Inputs of a step's largest rank, by those of the mean one: the others wait for it."""
 
 
 def measure_workload(dataset: HistoryDataset, settings: TrainSettings) -> Workload:
@@ -55,14 +59,38 @@ def measure_workload(dataset: HistoryDataset, settings: TrainSettings) -> Worklo
     values = np.array([[load.users, load.tokens, load.attended_pairs, load.distinct_items] for load in loads])
     # The last step of a small dataset is not full; it is a step all the same.
     mean = StepLoad(*values.mean(0).tolist())
-    return Workload(dataset.num_items, dataset.num_users, mean, dataset.num_users / mean.users)
+    return Workload(
+        dataset.num_items,
+        dataset.num_users,
+        mean,
+        dataset.num_users / mean.users,
+        _imbalance(dataset, settings),
+    )
+
+
+def _imbalance(dataset: HistoryDataset, settings: TrainSettings) -> float:
+    """Of made-up steps, whose lanes have each as much as some lane had in one of the first steps."""
+    if settings.workers == 1:
+        return 1.0
+    of_a_lane = [
+        len(step.batch.target_T)
+        for lane in range(min(settings.data.lanes, _MOST_LANES))
+        for step in itertools.islice(_steps(dataset, settings, [lane]), _MOST_STEPS)
+    ]
+    lanes_per_rank = -(-settings.data.lanes // settings.workers)
+    draw = np.random.default_rng(settings.seed)
+    ranks = draw.choice(of_a_lane, (_MADE_UP_STEPS, settings.workers, lanes_per_rank)).sum(2)
+    return float((ranks.max(1) / ranks.mean(1)).mean())
 
 
 def steps_of_one_worker(dataset: HistoryDataset, settings: TrainSettings) -> Iterator[LaneStep]:
     """Those of the first epoch, with the batches of all ranks together, as the trainer makes them."""
+    return _steps(dataset, settings, list(range(settings.data.lanes)))
+
+
+def _steps(dataset: HistoryDataset, settings: TrainSettings, lanes: list[int]) -> Iterator[LaneStep]:
     data = settings.data
     bounds = resolve_time_bounds(data.split, dataset.manifest)
-    lanes = list(range(data.lanes))
     units = epoch_units(
         row_counts=[group.rows for group in dataset.row_groups],
         lanes=lanes,

@@ -110,3 +110,17 @@ def test_a_step_of_a_dataset(tmp_path):
     assert (work.load.users, work.load.tokens, work.load.attended_pairs) == (4, 8, 12)
     assert work.load.distinct_items == pytest.approx(8, abs=0.1)
     assert work.steps_per_epoch == 100
+    assert work.imbalance == 1, "all histories are alike"
+
+
+def test_the_largest_rank_is_waited_for(tmp_path):
+    # One history in each lane and step: 2 or 20 inputs. Of two ranks with two lanes each.
+    dataset = write_dataset(tmp_path, 4_000, np.array([3, 21]), num_items=1_000)
+    settings = replace(SHARDED, workers=2, data=replace(SHARDED.data, tokens_per_batch=4))
+    work = measure_workload(dataset, settings)
+    # A rank has 4, 22, 22 or 40: the larger of two, on average, by the mean.
+    pairs = [(max(a, b) / ((a + b) / 2)) for a in (4, 22, 22, 40) for b in (4, 22, 22, 40)]
+    assert work.imbalance == pytest.approx(np.mean(pairs), rel=0.15)
+    slow, even = (step_time(settings, replace(work, imbalance=x), 1, H100) for x in (1.5, 1.0))
+    assert slow.compute == pytest.approx(1.5 * even.compute)
+    assert slow.dense_exchange == even.dense_exchange
