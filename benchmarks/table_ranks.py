@@ -20,7 +20,7 @@ from recgpt.distributed.sharded_table import ShardedTable
 from recgpt.distributed.table_optimizer import row_optimizer
 from recgpt.model.gpt import GPT
 from recgpt.model.item_table import ItemTable
-from recgpt.scaling.ranks import peak_memory
+from recgpt.peak_memory import peak_memory
 from recgpt.training.engine import DenseEngine, init_process_group, read_deepspeed_config
 from recgpt.training.model import NextItemModel, TrainingBatch
 

@@ -198,7 +198,7 @@ def one_value_per_option(arguments: Sequence[str]) -> list[str]:
     """Repeat the name of an option with several values before each of them, so that shell patterns work.
 
     ``--input a b --output c`` becomes ``--input a --input b --output c``, as does ``--input=a b``.
-    The verbs take no positional arguments, so what follows such an option is a value of it until
+    No verb with such an option takes positional arguments, so what follows it is a value of it until
     the next option.
     """
     expanded: list[str] = []

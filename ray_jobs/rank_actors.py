@@ -61,7 +61,7 @@ def run_rank_actors(
 ) -> list[Any]:
     """Call ``MODULE:FUNCTION`` in fresh processes of ``threads`` CPUs each; returns what each rank returned.
 
-    Each has a GPU, if the cluster has that many. All processes have ended when this returns.
+    Each has a GPU, if the cluster has that many. All processes are killed when this returns.
     Raises ``RanksFailed`` with the reason if a rank fails or dies, or if they take too long.
     """
     import ray
@@ -70,6 +70,8 @@ def run_rank_actors(
     with_gpu = ray.cluster_resources().get("GPU", 0) >= world_size
     # DeepSpeed asks for a local rank: each process sees no GPU but its own.
     environment = {"OMP_NUM_THREADS": str(threads), "LOCAL_RANK": "0"}
+    if not with_gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray would leave all of them to see
     kind = ray.remote(num_cpus=threads, num_gpus=int(with_gpu), runtime_env={"env_vars": environment})(Rank)
     ranks = [kind.remote() for _ in range(world_size)]
     try:

@@ -53,6 +53,8 @@ def run_scale(name: str, output: str) -> "list[TextTable]":
                 outcomes[number, repeat] = outcome
     if missing:
         start_ray(max(point.settings.workers * point.settings.threads_per_worker for point in points))
+        if not storage.exists(storage.join(output, MACHINE_FILE)):
+            storage.write_json(storage.join(output, MACHINE_FILE), _machine())
     bar = progress.progress_bar("scale", experiment.repeats * len(points), "point", initial=len(outcomes))
     with bar:
         for number, repeat, file in missing:
@@ -95,15 +97,19 @@ def _measure(experiment: "Experiment", point: "Point", dataset: str, output: str
     return Outcome(None, figures_of(ranks, rate))
 
 
-def _matrix_flops(output: str, threads: int) -> float:
-    """Of a process alone on its CPUs; measured once for a sweep."""
+def _matrix_flops(output: str, threads: int) -> float | None:
+    """Of a process alone on its CPUs; measured once for a sweep. None if that fails."""
     file = storage.join(output, MACHINE_FILE)
-    known: dict[str, Any] = storage.read_json_object(file) if storage.exists(file) else _machine()
+    known: dict[str, Any] = storage.read_json_object(file)
     name = f"matrix_flops, {threads} threads"
     if name not in known:
-        (rates,) = run_rank_actors(
-            "recgpt.scaling.calibration:rates", 1, threads, timeout_seconds=600, also_loaded=[]
-        )
+        try:
+            (rates,) = run_rank_actors(
+                "recgpt.scaling.calibration:rates", 1, threads, timeout_seconds=600, also_loaded=[]
+            )
+        except RanksFailed as error:
+            progress.note(f"recgpt: the rate of matrix products could not be measured: {error}")
+            return None
         known[name] = rates["matrix_flops"]
         storage.write_json(file, known)
     return known[name]

@@ -60,7 +60,7 @@ def run_train(
         progress.note(f"{output} is finished already, by the same settings; nothing is done")
         return storage.read_json(storage.join(output, MANIFEST_FILE))
     start_ray(min_cpus=settings.workers * settings.threads_per_worker + 2)
-    stages = _fit(histories, folder, settings, start_url, output.rstrip("/").rpartition("/")[2])
+    stages = _fit(histories, folder, settings, start_url, run_folder.run_name(folder))
     summary = {
         "dataset": histories.url,
         "vocabulary_fingerprint": histories.manifest.vocabulary_fingerprint,
@@ -208,7 +208,7 @@ def _worker(config: dict[str, Any]) -> None:
                 ray.get(board.waited_in_vain.remote(rank, recorder.where))
             raise
         finally:
-            recorder.close()
+            recorder.close(finished=results is not None)
     if rank == 0:
         ray.get(board.finish.remote(results, stopped))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import duckdb
 
-from recgpt.scaling.ranks import peak_memory
+from recgpt.peak_memory import peak_memory
 
 # Of the ways that were tried this one took the least time and memory: time and item in one number. Sorted
 # lists of structs take half as long again, list(... ORDER BY ...) takes twice as long.

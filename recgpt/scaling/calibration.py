@@ -20,10 +20,11 @@ from recgpt.config import LossSettings, ModelSettings, TrainSettings
 from recgpt.distributed import collectives
 from recgpt.machines import Machine
 from recgpt.model.flops import training_flops
+from recgpt.peak_memory import peak_memory
 from recgpt.scaling.costs import memory_per_rank, moved_bytes
 from recgpt.scaling.fitting import fit_not_negative
 from recgpt.scaling.made_up_histories import write_dataset
-from recgpt.scaling.ranks import peak_memory, run_ranks, step_seconds
+from recgpt.scaling.ranks import run_ranks, step_seconds
 from recgpt.scaling.workload import measure_workload
 from recgpt.settings_reading import to_dict
 
@@ -62,6 +63,7 @@ def calibrate(threads: int = 1, also_loaded: Sequence[str] = ()) -> Machine:
         memory_efficiency=1.0,
         step_overhead=1e-3,
         storage_bandwidth=rates["storage_bandwidth"],
+        host_bandwidth=rates["memory_bandwidth"] / 2,  # what is read is written
         process_bytes=1.0,
     )
     return _fitted_to_trainings(machine, threads, rates["also_loaded_bytes"])

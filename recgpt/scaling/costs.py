@@ -17,6 +17,7 @@ from recgpt.model.gpt import GPT
 from recgpt.model.item_table import loss_kind
 from recgpt.model.losses import KEPT_BYTES
 from recgpt.scaling.workload import Workload
+from recgpt.training.engine import LARGEST_BUCKET
 
 FLOAT = 4  # bytes
 _STATE_BYTES = {"adam": lambda width: 2 * FLOAT * width + 8, "adagrad": lambda _: FLOAT, "sgd": lambda _: 0}
@@ -100,7 +101,7 @@ def memory_per_rank(settings: TrainSettings, work: Workload, zero_stage: int, ma
         table_state=state,
         activations=activations,
         loss=_loss_bytes(settings, work),
-        communication=FLOAT * weights if machine.device != "cpu" or ranks > 1 else 0.0,
+        communication=FLOAT * min(weights, LARGEST_BUCKET) if machine.device != "cpu" or ranks > 1 else 0.0,
         # On a GPU it is the host's memory that takes the copy.
         checkpoint=rows + state if settings.checkpoint_in_background and machine.device == "cpu" else 0.0,
     )

@@ -73,12 +73,13 @@ def plan(settings: TrainSettings, work: Workload, zero_stage: int, machine: Mach
     checkpoint = checkpoint_bytes(settings, work)
     nodes = -(-settings.workers // machine.ranks_per_node)
     price = machine.price_per_hour
-    copied = checkpoint / settings.workers / (machine.memory_bandwidth * machine.memory_efficiency)
+    beside, written = settings.checkpoint_in_background, checkpoint / (nodes * machine.storage_bandwidth)
+    copied = checkpoint / settings.workers / machine.host_bandwidth
     failures = Failures(
         machine_mtbf_seconds=3600 * machine.failure_hours,
         machines=nodes,
-        pause_seconds=2 * copied,  # a second copy in memory: what is read is written
-        write_seconds=checkpoint / (nodes * machine.storage_bandwidth),
+        pause_seconds=copied + (0.0 if beside else written),
+        write_seconds=written if beside else 0.0,
         restart_seconds=RESTART_SECONDS,
     )
     interval = best_interval_seconds(failures)
@@ -91,7 +92,7 @@ def plan(settings: TrainSettings, work: Workload, zero_stage: int, machine: Mach
         run_seconds=run,
         exchanged_bytes=sum(exchanged_bytes(settings, work, zero_stage)) if settings.workers > 1 else 0.0,
         checkpoint_bytes=checkpoint,
-        checkpoint_seconds=failures.write_seconds,
+        checkpoint_seconds=written,
         checkpoint_every_seconds=interval,
         goodput=goodput(failures, interval),
         candidates_per_hour=3600 / recall_seconds(settings, work, machine),

@@ -57,6 +57,7 @@ def _start(
         "PYTHONPATH": str(REPOSITORY),
         "OMP_NUM_THREADS": str(threads),
         "LOCAL_RANK": str(rank),  # DeepSpeed asks for it
+        "CUDA_VISIBLE_DEVICES": "",  # gloo joins CPUs
     }
     call = [python, "-m", "recgpt.scaling.ranks", function, str(folder), str(rank), str(world_size)]
     with open(folder / f"output-{rank}", "wb") as output:
@@ -80,13 +81,6 @@ def _run_rank(function: str, folder: Path, rank: int, world_size: int) -> None:
     # The result is safe; while the interpreter winds down, a thread of gloo can still abort the process.
     sys.stdout.flush()
     os._exit(0)
-
-
-def peak_memory() -> int:
-    """Most bytes that this process has had resident so far (VmHWM); Linux only."""
-    status = Path("/proc/self/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
 
 
 def step_seconds(seconds_of_ranks: Sequence[Sequence[float]]) -> float:

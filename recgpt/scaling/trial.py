@@ -20,9 +20,9 @@ from recgpt.data.sequences import resolve_time_bounds
 from recgpt.distributed import collectives
 from recgpt.errors import Stopped
 from recgpt.model.flops import scored_items, training_flops
+from recgpt.peak_memory import peak_memory
 from recgpt.retrieval.recall_model import load_recall, model_for_dataset, resolve_recall
 from recgpt.scaling.parts import PARTS, PartTimer, device_timer, parts_charged_to
-from recgpt.scaling.ranks import peak_memory
 from recgpt.schema import ITEM_INDICES, PADDING_INDEX, USER_HASH
 from recgpt.settings_reading import from_dict
 from recgpt.training import export

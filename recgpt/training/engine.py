@@ -23,6 +23,8 @@ from recgpt.settings_reading import shipped_file
 from recgpt.training.checkpoint import MOMENTS
 from recgpt.training.model import NextItemModel
 
+LARGEST_BUCKET = 500_000_000
+"""Values that are reduced at a time, at most; DeepSpeed's default."""
 _DECIDED_HERE = {
     # Batches are counted in tokens, not in samples: DeepSpeed is told one sample per rank and step.
     "train_micro_batch_size_per_gpu": 1,
@@ -116,8 +118,9 @@ class DenseEngine:
         self._micro_batches = micro_batches
         self._clipping = optimizer.gradient_clipping or 0.0
         decided = {"gradient_accumulation_steps": micro_batches, "gradient_clipping": self._clipping}
-        # DeepSpeed allocates the bucket whole, by default for 500 million weights: no more than there are.
-        bucket = {"reduce_bucket_size": sum(weight.numel() for weight in module.parameters())}
+        # DeepSpeed allocates the bucket whole: no larger than there are weights.
+        weights = sum(weight.numel() for weight in module.parameters())
+        bucket = {"reduce_bucket_size": min(weights, LARGEST_BUCKET)}
         zero = {"zero_optimization": bucket | deepspeed_config["zero_optimization"]}
         config = {**deepspeed_config, **zero, **_DECIDED_HERE, **decided}
         with _quiet():

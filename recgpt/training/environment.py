@@ -21,6 +21,8 @@ def commit() -> str | None:
     """The git commit of this code, with `+changes` if files differ from it; None outside a git checkout."""
     folder = Path(__file__).parent
     try:
+        # In an environment inside of somebody's own repository, the commit would be theirs.
+        _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
         name = _git(folder, "rev-parse", "HEAD")
         changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):

@@ -40,23 +40,24 @@ class Recorder:
         self._trackers: list[Tracker] = []
         self._lines: list[dict[str, Any]] = []
         self._interval: Interval
+        self._last: StepFigures
         self.where = "the start"
         """In the training; for whoever looks for a rank that hangs."""
 
     def begin(self, settings: TrainSettings, num_items: int) -> None:
         """Say what is trained, before anything else is recorded.
 
-        Raises ``UserError`` if a tracker that the settings name is not installed.
+        Raises ``UserError`` if a tracker that the settings name cannot be opened.
         """
         self._interval = Interval(settings, num_items)
         if collectives.rank() == 0:
-            self._trackers = open_trackers(self._folder, settings.trackers, flat(to_dict(settings)))
+            told = flat(to_dict(settings))
+            self._trackers = open_trackers(self._folder, settings.trackers, told)
 
     def restart(self, step: int) -> None:
         """Forget what was written after ``step``."""
         _log.info("the training goes on after step %d of the run", step)
-        for tracker in self._trackers:
-            tracker.restart(step)
+        self._tell(lambda tracker: tracker.restart(step))
         self._lines = run_folder.read_metrics(self._folder, step) if collectives.rank() == 0 else []
         self._interval.restart()
 
@@ -78,10 +79,17 @@ class Recorder:
     def step(self, state: "TrainingState", figures: StepFigures) -> None:
         """Count a step; every ``LOG_EVERY_STEPS`` a line about those since the last one. Collective."""
         self._interval.add(figures)
+        self._last = figures
         if self.is_due(state.step):
-            line = self._interval.figures(figures)
-            self._interval.restart()
-            self._write(state, {"kind": "train", "users": sum(state.consumed), **line})
+            self.end_interval(state)
+
+    def end_interval(self, state: "TrainingState") -> None:
+        """Write a line about the steps since the last one, if there are any. Collective."""
+        if self._interval.is_empty:
+            return
+        line = self._interval.figures(self._last)
+        self._interval.restart()
+        self._write(state, {"kind": "train", "users": sum(state.consumed), **line})
 
     def left_out(self, state: "TrainingState", lanes: dict[int, tuple[int, int]]) -> None:
         """Note a step that was left out because its loss or gradient was not finite.
@@ -110,13 +118,21 @@ class Recorder:
         """Make what was recorded durable; called with every checkpoint."""
         if collectives.rank() == 0:
             run_folder.write_metrics(self._folder, self._lines)
-        for tracker in self._trackers:
-            tracker.flush()
+        self._tell(lambda tracker: tracker.flush())
 
-    def close(self) -> None:
-        """The training has ended in this process, for good or not."""
-        for tracker in self._trackers:
-            tracker.close()
+    def close(self, finished: bool) -> None:
+        """The training has ended in this process; ``finished``: as it should."""
+        self._tell(lambda tracker: tracker.close(finished))
+
+    def _tell(self, what: Callable[[Tracker], None]) -> None:
+        """Tell all trackers. One that fails is told no more: a training does not end for want of it."""
+        for tracker in list(self._trackers):
+            try:
+                what(tracker)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                text = " ".join(str(error).split())[:200]
+                self.warn(f"{type(tracker).__name__} is told no more: {type(error).__name__}: {text}")
 
     def _write(self, state: "TrainingState", figures: dict[str, Any]) -> None:
         _log.info("%s, epoch %d, step %d: %s", state.stage, state.epoch, state.step, figures)
@@ -130,5 +146,4 @@ class Recorder:
             for name, value in figures.items()
             if isinstance(value, int | float)
         }
-        for tracker in self._trackers:
-            tracker.record(numbers, state.step)
+        self._tell(lambda tracker: tracker.record(numbers, state.step))

@@ -25,6 +25,7 @@ from recgpt.training import checkpoint
 SETTINGS_FILE = "settings.json"
 ATTEMPT_FILE = "attempt.json"
 METRICS_FILE = "metrics.jsonl"
+_PARTIAL = ".partial"
 
 # What may differ when a run goes on: how fast the run is and how far it goes, not what it computes.
 _MAY_DIFFER = (
@@ -86,6 +87,12 @@ def open_run(
     return run
 
 
+def run_name(folder: str) -> str:
+    """The name of the run that is trained in ``folder``, also while that is the hidden one beside it."""
+    name = folder.rstrip("/").rpartition("/")[2]
+    return name[1:].removesuffix(_PARTIAL) if name.startswith(".") else name
+
+
 def begin_attempt(folder: str) -> str:
     """Take the folder over; returns the mark by which ``check_attempt`` knows who has it."""
     attempt = secrets.token_hex(8)
@@ -123,7 +130,7 @@ def _place_of_the_new(run: str, identity: Mapping[str, Any]) -> str:
     if not storage.is_local(run) or (is_run and not finished_stages(run)):
         storage.remove(run)  # nothing finished is lost, or the store cannot rename
         return run
-    replacement = str(Path(run).with_name(f".{Path(run).name}.partial"))
+    replacement = str(Path(run).with_name(f".{Path(run).name}{_PARTIAL}"))
     begun = storage.join(replacement, SETTINGS_FILE)
     if not storage.exists(begun) or _difference(storage.read_json_object(begun), identity):
         storage.remove(replacement)

@@ -1,6 +1,5 @@
 """What training steps cost and how they go: summed on each rank over some steps, then over the ranks."""
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from recgpt.config import TrainSettings
 from recgpt.distributed import collectives
 from recgpt.machines import matrix_flops_of
 from recgpt.model.flops import scored_items, training_flops
+from recgpt.peak_memory import peak_memory
 from recgpt.training.model import TrainingBatch
 
 
@@ -55,6 +55,11 @@ class Interval:
         """Seconds of waiting for data."""
         self._communicated_before = sum(collectives.seconds.values())
         self._bytes_before = sum(collectives.traffic.values())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no step was counted."""
+        return self._steps == 0
 
     def add(self, step: StepFigures) -> None:
         """Count a step. Waits for no device."""
@@ -118,7 +123,4 @@ def _memory_bytes(device: torch.device) -> int:
     """The most that this process has held so far: on its GPU, or as resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return peak_memory()

@@ -3,6 +3,7 @@
 import importlib
 import os
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from tensorboardX import SummaryWriter
 
 from recgpt import storage
 from recgpt.errors import UserError
+from recgpt.training.run_folder import run_name
 
 IDENTITY_FILE = "trackers.json"
 
@@ -37,8 +39,8 @@ class Tracker(Protocol):
     def flush(self) -> None:
         """Make what was recorded durable."""
 
-    def close(self) -> None:
-        """The run has ended, or goes on in another process."""
+    def close(self, finished: bool) -> None:
+        """The training has ended in this process; ``finished``: as it should."""
 
 
 class TensorBoard:
@@ -49,7 +51,7 @@ class TensorBoard:
         self._events: SummaryWriter | None = None
 
     def restart(self, step: int) -> None:
-        self.close()
+        self.close(finished=False)
         self._events = SummaryWriter(self._folder, purge_step=step + 1)
 
     def record(self, figures: dict[str, float], step: int) -> None:
@@ -61,7 +63,7 @@ class TensorBoard:
         if self._events:
             self._events.flush()
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         if self._events:
             self._events.close()
 
@@ -78,8 +80,16 @@ class WeightsAndBiases:
             name=run.name,
             resume="allow",
             config=run.settings,
-            # Figures alone: no output of the process, which has a log of its own, and nobody's code.
-            settings=wandb.Settings(console="off", disable_git=True, disable_code=True),
+            # Settings and figures alone: no output, nobody's code, nothing of the machine.
+            settings=wandb.Settings(
+                console="off",
+                disable_git=True,
+                disable_code=True,
+                x_disable_meta=True,
+                x_disable_stats=True,
+                x_disable_machine_info=True,
+                x_save_requirements=False,
+            ),
         )
         self._run.define_metric("*", step_metric="step")
 
@@ -92,8 +102,8 @@ class WeightsAndBiases:
     def flush(self) -> None:
         pass  # wandb's own process writes as it is told
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, finished: bool) -> None:
+        self._run.finish(exit_code=0 if finished else 1)
 
 
 class MLflow:
@@ -102,7 +112,11 @@ class MLflow:
     """
 
     def __init__(self, run: TrackedRun):
-        self._client = _import("mlflow").MlflowClient()
+        # The training stands still meanwhile: a server that does not answer is given up soon.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        mlflow = _import("mlflow")
+        self._client, self._entities = mlflow.MlflowClient(), mlflow.entities
         experiment = self._experiment()
         known = self._client.search_runs([experiment], f"tags.recgpt_run = '{run.identity}'")
         if known:
@@ -111,8 +125,8 @@ class MLflow:
             return
         tags = {"recgpt_run": run.identity}
         self._run_id = self._client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
-        for key, value in run.settings.items():
-            self._client.log_param(self._run_id, key, value)
+        params = [self._entities.Param(key, str(value)) for key, value in run.settings.items()]
+        self._client.log_batch(self._run_id, params=params)
 
     def _experiment(self) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "recgpt")
@@ -123,14 +137,18 @@ class MLflow:
         pass  # MLflow keeps every value with its step and time; a later one at the same step is the newest
 
     def record(self, figures: dict[str, float], step: int) -> None:
-        for name, value in figures.items():
-            self._client.log_metric(self._run_id, name.replace("@", "_at_"), value, step=step)
+        now = int(1000 * time.time())
+        metrics = [
+            self._entities.Metric(name.replace("@", "_at_"), value, now, step)
+            for name, value in figures.items()
+        ]
+        self._client.log_batch(self._run_id, metrics=metrics)
 
     def flush(self) -> None:
         pass  # each value is sent at once
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run_id)
+    def close(self, finished: bool) -> None:
+        self._client.set_terminated(self._run_id, "FINISHED" if finished else "KILLED")
 
 
 TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {"wandb": WeightsAndBiases, "mlflow": MLflow}
@@ -140,13 +158,26 @@ def open_trackers(folder: str, names: tuple[str, ...], settings: dict[str, Any])
     """TensorBoard for a run in a local folder, and those of ``TRACKERS`` that are named.
 
     ``settings``: of the run, by dotted key.
-    Raises ``UserError`` if one is not installed.
+    Raises ``UserError`` if one is not installed, or does not take the run.
     """
     trackers: list[Tracker] = [TensorBoard(folder)] if storage.is_local(folder) else []
     if names:
-        run = TrackedRun(folder.rstrip("/").rpartition("/")[2], _identity(folder), settings)
-        trackers += [TRACKERS[name](run) for name in names]
+        run = TrackedRun(run_name(folder), _identity(folder), settings)
+        trackers += [_open(name, run) for name in names]
     return trackers
+
+
+def _open(name: str, run: TrackedRun) -> Tracker:
+    try:
+        return TRACKERS[name](run)
+    except UserError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"trackers=[{name}]: cannot be told of the run ({type(error).__name__}: {text}); "
+            "check its variables and the network, or leave it out"
+        ) from None
 
 
 def _import(name: str) -> Any:

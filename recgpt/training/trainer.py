@@ -156,6 +156,7 @@ class Trainer:
         stage = self._stage_settings
         while self.state.epoch < stage.max_epochs and self.state.validations_without_best < stage.patience:
             self._run_epoch()
+            self.recorder.end_interval(self.state)
             if not self.state.stage_step:
                 raise UserError(
                     f"{self.dataset.url}: no history has a training target, protocol "

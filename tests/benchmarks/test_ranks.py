@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from benchmarks import common
-from recgpt.scaling.ranks import peak_memory, run_ranks, step_seconds
+from recgpt.peak_memory import peak_memory
+from recgpt.scaling.ranks import run_ranks, step_seconds
 
 
 @pytest.mark.distributed

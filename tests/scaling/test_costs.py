@@ -95,6 +95,8 @@ def test_a_plan_adds_up():
     assert planned.run_seconds == pytest.approx(40 * planned.epoch_seconds["pretrain"])
     assert planned.cost == pytest.approx(H100.price_per_hour * 4 * planned.run_seconds / 3600)
     assert planned.fits
+    at_once = plan(replace(settings, checkpoint_in_background=False), WORK, 1, H100)
+    assert at_once.goodput < planned.goodput, "the training stands still while a checkpoint is written"
 
 
 def test_gpus_are_known_by_name():

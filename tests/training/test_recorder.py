@@ -98,10 +98,44 @@ def test_every_figure_goes_to_tensorboard_and_a_line_to_the_log(clock, recorder,
         recorder.step(state, figures_of(2, loss=3.0))
         recorder.warn("beware")
     recorder.flush()
-    recorder.close()
+    recorder.close(finished=True)
     (events,) = (tmp_path / "tensorboard").iterdir()
     content = events.read_bytes()
     assert all(name in content for name in (b"train/loss", b"train/gradient_norm", b"train/memory_bytes"))
     log = (tmp_path / "logs" / "rank-0.log").read_text()
     assert "pretrain, epoch 0, step 2" in log
     assert "beware" in log
+
+
+def test_the_end_of_an_epoch_leaves_no_step_uncounted(clock, recorder):
+    state = TrainingState("pretrain")
+    for _ in range(3):
+        clock.now += 5.0
+        state.step += 1
+        recorder.step(state, figures_of(2, loss=1.0))
+    recorder.end_interval(state)
+    recorder.end_interval(state)
+    assert [(line["step"], line["seconds"]) for line in recorder.lines] == [(2, 10.0), (3, 5.0)]
+
+
+def test_a_tracker_that_fails_is_told_no_more_and_the_training_goes_on(clock, recorder):
+    told = []
+
+    class Fails:
+        def record(self, figures, step):
+            told.append(step)
+            raise ConnectionError("away")
+
+        def close(self, finished):
+            told.append(finished)
+
+    recorder._trackers = [Fails()]
+    state = TrainingState("pretrain")
+    for _ in range(4):
+        state.step += 1
+        clock.now += 1.0
+        recorder.step(state, figures_of(2))
+    recorder.close(finished=True)
+    assert told == [2]
+    warnings = [line["text"] for line in recorder.lines if line["kind"] == "warning"]
+    assert warnings == ["Fails is told no more: ConnectionError: away"]

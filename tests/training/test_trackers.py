@@ -2,11 +2,13 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from recgpt.errors import UserError
-from recgpt.training.trackers import IDENTITY_FILE, TensorBoard, open_trackers
+from recgpt.training import trackers
+from recgpt.training.trackers import IDENTITY_FILE, TensorBoard, _identity, open_trackers
 
 SETTINGS = {"model.width": 8, "trackers": ["mlflow"]}
 
@@ -17,12 +19,10 @@ def record(folder, name, figures, step):
     tracker.restart(step - 1)
     tracker.record(figures, step)
     tracker.flush()
-    tracker.close()
+    tracker.close(finished=step == 40)
 
 
 def test_a_run_that_goes_on_keeps_its_identity_and_one_that_begins_again_has_another(tmp_path):
-    from recgpt.training.trackers import _identity
-
     first = _identity(str(tmp_path))
     assert _identity(str(tmp_path)) == first
     (tmp_path / IDENTITY_FILE).unlink()
@@ -37,6 +37,15 @@ def test_tensorboard_alone_if_nothing_else_is_asked_for(tmp_path):
     assert isinstance(tracker, TensorBoard)
     assert list(tmp_path.iterdir()) == []
     assert open_trackers("s3://bucket/run", (), SETTINGS) == []
+
+
+def test_a_tracker_that_does_not_open_is_one_line(monkeypatch, tmp_path):
+    def refuse(run):
+        raise ConnectionError("no answer\nfrom there")
+
+    monkeypatch.setitem(trackers.TRACKERS, "mlflow", refuse)
+    with pytest.raises(UserError, match=r"trackers=\[mlflow\]: .*ConnectionError: no answer from there"):
+        open_trackers(str(tmp_path), ("mlflow",), SETTINGS)
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
@@ -77,3 +86,5 @@ def test_wandb_is_told_and_nothing_leaves_the_machine_when_it_is_offline(monkeyp
     content = b"".join(file.read_bytes() for file in files)
     assert b"train/loss" in content
     assert b"model.width" in content
+    for told_to_nobody in (sys.executable, str(Path.cwd()), "numpy=="):
+        assert told_to_nobody.encode() not in content
