@@ -14,7 +14,7 @@ from tests.training.test_runs import write_run
 
 @pytest.fixture
 def run(tmp_path):
-    return write_run(tmp_path / "run", [train(20, targets_per_second=1000.0)])
+    return write_run(tmp_path / "run", [train(20, seconds=9.0)])
 
 
 def report(*options):
