@@ -154,7 +154,7 @@ def test_a_process_of_others_is_not_found():
 # The whole
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
