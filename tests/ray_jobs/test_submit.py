@@ -17,7 +17,7 @@ from recgpt.errors import UserError
 from tests.conftest import REPOSITORY, free_port
 
 GUIDE = REPOSITORY / "docs" / "cluster.md"
-PORTS = ("5000", "6379", "8265", "52366")
+PORTS = ("5000", "6379", "8265", "52365", "52366")
 # What the guide says is done once for the machine, or ends what others have started on it.
 NOT_HERE = ("pip install", "ray stop")
 
