@@ -28,8 +28,8 @@ def script_of_the_guide():
     lines = "".join(re.findall(r"^```sh\n(.*?)^```", section, re.DOTALL | re.MULTILINE)).splitlines()
     script = "\n".join(line for line in lines if not line.startswith(NOT_HERE))
     for port in PORTS:
-        assert port in script
-        script = script.replace(port, str(free_port()))
+        script, found = re.subn(rf"\b{port}\b", str(free_port()), script)
+        assert found
     secret = "AWS_SECRET_ACCESS_KEY=any"
     assert secret in script
     return script.replace(secret, "AWS_SECRET_ACCESS_KEY=planted")
