@@ -15,9 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from recgpt.scaling.fitting import fit_not_negative
-
-FloatArray = npt.NDArray[np.float64]
+from recgpt.scaling.fitting import FloatArray, fit_not_negative
 
 EXPONENTS = (0.02, 2.0)
 """Where exponents are looked for: below, a power of the sizes here is hardly more than a constant."""

@@ -30,7 +30,7 @@ from recgpt.training.checkpoint_writer import Written
 from recgpt.training.model import known_users
 from recgpt.training.recorder import Recorder
 from recgpt.training.state import TrainingState
-from recgpt.training.step_figures import StepFigures
+from recgpt.training.step_figures import StepFigures, most_memory_held
 from recgpt.training.trainer import train
 
 Step = TypeVar("Step")
@@ -123,7 +123,7 @@ class _Steps(Recorder):
             },
             "tokens": self.tokens,
             "flops": self.flops,
-            "memory_bytes": _peak_memory(),
+            "memory_bytes": most_memory_held(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         }
 
 
@@ -174,10 +174,6 @@ def trial(
                 model = _export(run, recorder.written.name, train_settings, histories)
                 result["recall_users_per_second"] = _recall_speed(model, histories, recall_users)
         return result
-
-
-def _peak_memory() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory()
 
 
 def _device() -> str:

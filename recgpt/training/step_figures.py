@@ -87,7 +87,7 @@ class Interval:
         sums = torch.tensor([*mine, _share_of_distinct_items(last.batches)], dtype=torch.float64)
         sums = collectives.sum_over_ranks(sums.to(last.loss_sum.device))
         loss, tokens, pairs, waited, communicated, moved, distinct = sums.tolist()
-        memory = torch.tensor(_memory_bytes(last.loss_sum.device), device=last.loss_sum.device)
+        memory = torch.tensor(most_memory_held(last.loss_sum.device), device=last.loss_sum.device)
         per_target = self._scored / self._targets
         flops = training_flops(self._settings.model, tokens, pairs, self._targets, per_target) / seconds
         figures = {
@@ -119,7 +119,7 @@ def _share_of_distinct_items(batches: Sequence[TrainingBatch]) -> float:
     return len(items.unique()) / len(items) if len(items) else 1.0
 
 
-def _memory_bytes(device: torch.device) -> int:
+def most_memory_held(device: torch.device) -> int:
     """The most that this process has held so far: on its GPU, or as resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
