@@ -89,6 +89,8 @@ def _start_local_ray(min_cpus: int, object_store_bytes: int) -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # By default Ray's workers give way to whatever else wants to run on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # How often Ray Train looks at its workers: a short training waits for its end no longer than this.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     try:
         ray.init(
             address="local",  # left out, a cluster that someone else started here would be joined
