@@ -91,6 +91,8 @@ def _start_local_ray(min_cpus: int, object_store_bytes: int) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # How often Ray Train looks at its workers: a short training waits for its end no longer than this.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # How long it asks a worker that hangs to leave its group before it kills it.
+    os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
     try:
         ray.init(
             address="local",  # left out, a cluster that someone else started here would be joined

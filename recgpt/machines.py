@@ -38,6 +38,8 @@ class Machine:
     """Share of `memory_bandwidth` that lookups, updates and optimizers reach."""
     step_overhead: Positive
     """Seconds of a step that do not depend on its size."""
+    input_rate: Positive
+    """Tokens per second that reading and packing deliver to a rank, beside its steps."""
     host_bandwidth: Positive
     """Bytes per second from a rank's memory into a second copy in the host's."""
     process_bytes: Positive

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from recgpt.config import LossSettings, ModelSettings, TrainSettings
+from recgpt.data.dataset import HistoryDataset
 from recgpt.distributed import collectives
 from recgpt.machines import Machine
 from recgpt.model.flops import training_flops
@@ -25,7 +26,7 @@ from recgpt.scaling.costs import memory_per_rank, moved_bytes
 from recgpt.scaling.fitting import fit_not_negative
 from recgpt.scaling.made_up_histories import write_dataset
 from recgpt.scaling.ranks import run_ranks, step_seconds
-from recgpt.scaling.workload import measure_workload
+from recgpt.scaling.workload import measure_workload, steps_of_one_worker
 from recgpt.settings_reading import to_dict
 
 _SECONDS = 1.0  # of each measurement of a rate
@@ -62,6 +63,7 @@ def calibrate(threads: int = 1, also_loaded: Sequence[str] = ()) -> Machine:
         matrix_efficiency=1.0,
         memory_efficiency=1.0,
         step_overhead=1e-3,
+        input_rate=1.0,
         storage_bandwidth=rates["storage_bandwidth"],
         host_bandwidth=rates["memory_bandwidth"] / 2,  # what is read is written
         process_bytes=1.0,
@@ -71,7 +73,7 @@ def calibrate(threads: int = 1, also_loaded: Sequence[str] = ()) -> Machine:
 
 def _fitted_to_trainings(machine: Machine, threads: int, also_loaded_bytes: int) -> Machine:
     """How much of the rates short trainings reach, what else a step takes, and what else a process holds."""
-    features, seconds, besides = [], [], []
+    features, seconds, besides, input_rates = [], [], [], []
     for width, num_items, tokens in _TRIALS:
         settings = TrainSettings(
             threads_per_worker=threads,
@@ -85,6 +87,7 @@ def _fitted_to_trainings(machine: Machine, threads: int, also_loaded_bytes: int)
         with tempfile.TemporaryDirectory() as folder:
             dataset = write_dataset(Path(folder), 20_000, _LENGTHS, num_items=num_items)
             work = measure_workload(dataset, settings)
+            input_rates.append(_input_rate(dataset, settings))
             (trial,) = run_ranks(
                 "recgpt.scaling.trial:trial",
                 world_size=1,
@@ -108,7 +111,15 @@ def _fitted_to_trainings(machine: Machine, threads: int, also_loaded_bytes: int)
         memory_efficiency=1 / max(memory, 1.0),
         step_overhead=max(overhead, 1e-5),
         process_bytes=statistics.median(besides) + also_loaded_bytes,
+        input_rate=statistics.median(input_rates),
     )
+
+
+def _input_rate(dataset: HistoryDataset, settings: TrainSettings) -> float:
+    """Tokens per second of reading and packing the dataset."""
+    begun = time.perf_counter()
+    tokens = sum(len(step.batch.target_T) for step in steps_of_one_worker(dataset, settings))
+    return tokens / (time.perf_counter() - begun)
 
 
 def rates(also_loaded: list[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ counts of a step are over all ranks. P dense weights, R table rows, N = R / W of
 A tokens of all ranks, T = A / W.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -67,6 +67,8 @@ class StepTime:
     dense_exchange: float
     """Gradients reduced, and weights gathered, by ZeRO."""
     overhead: float
+    input: float = 0.0
+    """Waiting for histories: what reading takes longer than all else, beside which it goes on."""
 
     @property
     def total(self) -> float:
@@ -147,7 +149,7 @@ def step_time(settings: TrainSettings, work: Workload, zero_stage: int, machine:
     def exchange(size: float, calls: int) -> float:
         return exchange_seconds(size, calls, ranks, machine)
 
-    return StepTime(
+    step = StepTime(
         # The largest rank is waited for.
         compute=work.imbalance * flops / (machine.matrix_flops * machine.matrix_efficiency),
         memory=work.imbalance * moved / (machine.memory_bandwidth * machine.memory_efficiency),
@@ -156,6 +158,8 @@ def step_time(settings: TrainSettings, work: Workload, zero_stage: int, machine:
         dense_exchange=exchange(dense, dense_calls),
         overhead=machine.step_overhead,
     )
+    reading = work.imbalance * load.tokens / ranks / machine.input_rate
+    return replace(step, input=max(reading - step.total, 0.0))
 
 
 def exchange_seconds(size: float, calls: int, ranks: int, machine: Machine) -> float:

@@ -113,7 +113,8 @@ def _prompted(settings: TrainSettings, step: StepTime) -> float:
     longer = 1 + prompts.interleaved_share
     generating = _GENERATING_FORWARD if prompts.interleaved_share + prompts.last_share else 0.0
     changing = step.compute + step.memory + step.table_exchange + step.loss_exchange
-    return changing * (longer + generating) + step.dense_exchange + step.overhead
+    # Where reading is what a step waits for, it is what a longer step waits for too, if at all.
+    return max(changing * (longer + generating) + step.dense_exchange + step.overhead, step.total)
 
 
 def checkpoint_bytes(settings: TrainSettings, work: Workload) -> float:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS = ("png", "svg")
-_PARTS = ("#3f86c8", "#c8602a", "#2f9a6a", "#8a63b8", "#b8a03f", "#888888")
+_PARTS = ("#3f86c8", "#c8602a", "#2f9a6a", "#8a63b8", "#b8a03f", "#888888", "#c24f79")
 _FITS = ("#d7e8f7", "#a9cdea", "#cdeeda", "#9fdcb8", "#f7e8c0", "#f0d48a")  # pale: text stands on them
 _DOES_NOT_FIT = "#eeeeee"
 

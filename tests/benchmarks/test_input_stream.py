@@ -45,7 +45,7 @@ def test_a_made_up_dataset_has_the_given_lengths(tmp_path):
     assert {len(items) for table in tables for items in table["item_indices"].to_pylist()} == {6}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 def test_an_epoch_over_more_than_the_object_store_holds_is_whole_and_its_memory_flat(log):
     size = Size(large_users=1_000_000, large_pause=0.004, object_store_bytes=80 * 10**6)

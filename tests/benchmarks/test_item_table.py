@@ -38,7 +38,7 @@ def test_growing_table(capsys):
     assert "128 tokens" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 def test_table_inside_the_engine(capsys):
     result = item_table.measure_engine(TINY)

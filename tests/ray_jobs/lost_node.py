@@ -29,6 +29,8 @@ def main(dataset: str, run: str, settings_file: str) -> None:
     other = cluster.add_node(**node)
     cluster.wait_for_nodes()
     os.environ["RAY_ADDRESS"] = cluster.address
+    # Ray Train counts on the dead node for a while, and would wait for a worker there for a minute.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"
 
     def lose_the_other() -> None:
         while newest_step(run) < KILLED_AFTER_STEP:

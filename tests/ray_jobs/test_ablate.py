@@ -100,7 +100,7 @@ def test_other_settings_are_another_ablation(tmp_path, calls):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_ablations_of_a_tiny_model(tmp_path, local_ray, write_dataset, monkeypatch, capfd):
     (tmp_path / "dataset").mkdir()

@@ -31,7 +31,7 @@ SETTINGS = {
         "user": {"kind": "none"},
     },
     "data": {"tokens_per_batch": 64, "lanes": 2},
-    "pretrain": {"max_epochs": 40, "patience": 40, "optimizer": {"learning_rate": 0.02, "warmup_steps": 10}},
+    "pretrain": {"max_epochs": 20, "patience": 20, "optimizer": {"learning_rate": 0.02, "warmup_steps": 10}},
     "prompt_tune": {"max_epochs": 2, "optimizer": {"learning_rate": 0.002, "warmup_steps": 0}},
     "validation": {"every_epochs": 10},
     "recall": {"k": 4, "quotas": [3, 1]},
@@ -104,7 +104,7 @@ def test_evaluate_finds_the_next_month(paths, tmp_path):
 def test_what_the_run_folder_holds(paths):
     run = Path(paths[1])
     manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["stages"]["pretrain"]["epochs"] == 40
+    assert manifest["stages"]["pretrain"]["epochs"] == 20
     assert manifest["stages"]["prompt_tune"]["ndcg@10"] > 0.95
     assert json.loads((run / "settings.json").read_text())["settings"]["model"]["width"] == 16
     kinds = {json.loads(line)["kind"] for line in (run / "metrics.jsonl").read_text().splitlines()}

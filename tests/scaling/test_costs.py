@@ -76,6 +76,16 @@ def test_parts_of_a_step_grow_as_they_should():
     assert moved_bytes(replace(SHARDED, workers=1), WORK) > 3 * moved_bytes(SHARDED, WORK)
 
 
+def test_reading_that_is_too_slow_is_waited_for():
+    fast = step_time(SHARDED, WORK, 1, H100)
+    assert fast.input == 0
+    slow = step_time(SHARDED, WORK, 1, replace(H100, input_rate=50))
+    assert slow.total == pytest.approx(100 / 4 / 50), "25 tokens of a rank"
+    assert slow.input == pytest.approx(0.5 - fast.total)
+    both = plan(SHARDED, WORK, 1, replace(H100, input_rate=50)).epoch_seconds
+    assert both["prompt_tune"] == both["pretrain"] == pytest.approx(100 * 0.5)
+
+
 def test_zero_divides_what_it_should():
     sizes = [memory_per_rank(REPLICATED, WORK, stage, H100).dense for stage in (1, 2, 3)]
     weights = dense_weights(REPLICATED, 999)
