@@ -44,11 +44,13 @@ def run_train(
     from recgpt.model.export import model_fingerprint
     from recgpt.training import run_folder
     from recgpt.training.engine import read_deepspeed_config
+    from recgpt.training.model import check_item_table
     from recgpt.training.start import find_start
 
     histories = HistoryDataset.open(dataset)
     resolve_time_bounds(settings.data.split, histories.manifest)
     read_deepspeed_config(settings.deepspeed)
+    check_item_table(settings.item_table, histories.num_items, settings.min_workers or settings.workers)
     output = storage.absolute(output)
     start_url = start_fingerprint = None
     if start_from is not None:

@@ -10,7 +10,7 @@ from ray_jobs.runtime import run_command
 from recgpt.errors import UserError
 
 if TYPE_CHECKING:
-    from recgpt.config import SplitSettings
+    from recgpt.config import TrainSettings
 
 Check = tuple[str, Callable[[], str]]
 """What is looked at, and a call that says what was seen or raises ``UserError``."""
@@ -60,7 +60,7 @@ def checks(
     """What there is to look at, in order; a later check does not need an earlier one to have gone well."""
     yield "settings", lambda: check_settings(config, overrides)
     if dataset is not None:
-        yield "dataset", lambda: check_dataset(dataset, split_of(config, overrides))
+        yield "dataset", lambda: check_dataset(dataset, settings_of(config, overrides))
     if model is not None:
         yield "model", lambda: check_model(model, dataset)
 
@@ -74,23 +74,25 @@ def check_settings(config: str | None, overrides: list[str]) -> str:
     return f"{config or 'built-in'}, stages {', '.join(settings.stages)}, {settings.workers} workers"
 
 
-def split_of(config: str | None, overrides: list[str]) -> "SplitSettings":
-    """How the settings divide histories; as by default if they are wrong, which their own check tells."""
-    from recgpt.config import SplitSettings
+def settings_of(config: str | None, overrides: list[str]) -> "TrainSettings":
+    """The settings; the built-in ones if they are wrong, which their own check tells."""
+    from recgpt.config import TrainSettings
     from recgpt.settings_reading import load_train_settings
 
     try:
-        return load_train_settings(config, overrides).data.split
+        return load_train_settings(config, overrides)
     except UserError:
-        return SplitSettings()
+        return TrainSettings()
 
 
-def check_dataset(url: str, split: "SplitSettings") -> str:
+def check_dataset(url: str, settings: "TrainSettings") -> str:
     """Reads all histories, each page of them against its checksum, and divides them."""
     from recgpt.data.dataset import HistoryDataset
     from recgpt.data.sequences import resolve_time_bounds, split_histories
+    from recgpt.training.model import check_item_table
 
-    histories = HistoryDataset.open(url)
+    histories, split = HistoryDataset.open(url), settings.data.split
+    check_item_table(settings.item_table, histories.num_items, settings.min_workers or settings.workers)
     bounds = resolve_time_bounds(split, histories.manifest)
     held_out = 0
     for row_group in histories.row_groups:

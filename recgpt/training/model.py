@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recgpt.config import TrainSettings
+from recgpt.config import ItemTableSettings, TrainSettings
 from recgpt.data.dataset import HistoryDataset
 from recgpt.distributed import collectives
 from recgpt.distributed.sharded_item_table import ShardedItemTable
@@ -105,24 +105,30 @@ def build_model(settings: TrainSettings, dataset: HistoryDataset, device: torch.
     width, num_items, table = settings.model.width, dataset.num_items, settings.item_table
     count_R = torch.from_numpy(np.concatenate([[0], dataset.item_counts()]))
     unit_rows = settings.model.similarity == "cosine"
-    if not is_sharded(settings.item_table, num_items):
-        if table.optimizer != "adam" or table.row_dtype != "float32":
-            raise UserError(
-                f"item_table.optimizer={table.optimizer}, item_table.row_dtype={table.row_dtype}: a "
-                "replicated table is trained by AdamW in float32; set item_table.placement=sharded"
-            )
+    check_item_table(table, num_items, collectives.world_size())
+    if not is_sharded(table, num_items):
         replicated = ItemTable(num_items, width, settings.seed, settings.loss, count_R, unit_rows)
         return NextItemModel(gpt, replicated.to(device))
-    if num_items < 2 * collectives.world_size():
-        raise UserError(
-            f"{dataset.url}: {num_items} items are too few to shard over {collectives.world_size()} workers; "
-            "set item_table.placement=replicated"
-        )
     dtype = getattr(torch, table.row_dtype)
     sharded = ShardedItemTable(
         num_items, width, settings.seed, settings.loss, count_R, device, dtype, unit_rows
     )
     return NextItemModel(gpt, sharded)
+
+
+def check_item_table(table: ItemTableSettings, num_items: int, workers: int) -> None:
+    """Raises ``UserError`` if a table of that many items cannot be trained so by that many workers."""
+    if is_sharded(table, num_items):
+        if num_items < 2 * workers:
+            raise UserError(
+                f"{num_items} items are too few to shard over {workers} workers; "
+                "set item_table.placement=replicated"
+            )
+    elif table.optimizer != "adam" or table.row_dtype != "float32":
+        raise UserError(
+            f"item_table.optimizer={table.optimizer}, item_table.row_dtype={table.row_dtype}: a "
+            "replicated table is trained by AdamW in float32; set item_table.placement=sharded"
+        )
 
 
 def user_table(settings: TrainSettings, num_rows: int, device: torch.device) -> ShardedTable:

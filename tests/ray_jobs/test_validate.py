@@ -3,8 +3,9 @@
 import pytest
 
 from ray_jobs import validate
-from recgpt.config import SplitSettings
+from recgpt.config import TrainSettings
 from recgpt.errors import UserError
+from recgpt.settings_reading import load_train_settings
 from tests.ray_jobs.random_model import save_random_model
 
 HISTORIES = {"a": [1, 2, 3, 4], "b": [5, 6, 7], "c": [1]}
@@ -54,7 +55,16 @@ def test_a_damaged_page_of_a_dataset_is_found(tmp_path, dataset, capsys):
 def test_a_dataset_without_held_out_items_is_a_problem(tmp_path, write_dataset):
     short = write_dataset(tmp_path / "short", {"a": [1, 2], "b": [3]})
     with pytest.raises(UserError, match="no user has an item held out"):
-        validate.check_dataset(short.url, SplitSettings())
+        validate.check_dataset(short.url, TrainSettings())
+
+
+def test_a_table_that_the_settings_cannot_train_is_a_problem(dataset):
+    settings = load_train_settings(None, ["item_table.optimizer=adagrad"])
+    with pytest.raises(UserError, match="a replicated table is trained by AdamW"):
+        validate.check_dataset(dataset.url, settings)
+    settings = load_train_settings(None, ["item_table.placement=sharded", "workers=50", "data.lanes=50"])
+    with pytest.raises(UserError, match="items are too few to shard over 50 workers"):
+        validate.check_dataset(dataset.url, settings)
 
 
 def test_a_model_of_another_dataset_is_a_problem(tmp_path, dataset, write_dataset):
