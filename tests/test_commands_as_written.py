@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,7 +19,7 @@ OF_A_CLUSTER = ("BUCKET", "mlflow")  # needs a store or a server, and has tests 
 COPIES = {
     "runs/a": "runs/mine",
     "runs/b": "runs/mine",
-    "runs/monday": "runs/mine",
+    "runs/monday": "ablations/mine/runs/full-seed-0",  # of the settings as they are
     "candidates/a": "candidates/mine",
     "sweeps/before": "sweeps/weak",
     "sweeps/after": "sweeps/weak",
@@ -60,9 +59,9 @@ def workplace(tmp_path_factory):
             f"{user} {' '.join(str(item + 1) for item in history)}\n" for user, history in enumerate(items)
         )
     )
-    ratings = pa.table({"user_id:token": users, "item_id:token": log["sku"], "timestamp:float": times})
-    options = pa.csv.WriteOptions(delimiter="\t", quoting_style="none")
-    pa.csv.write_csv(ratings, folder / "ml-100k.inter", options)
+    ratings = zip(users, log["sku"].to_pylist(), times, strict=True)
+    lines = ["user_id:token\titem_id:token\ttimestamp:float", *("\t".join(map(str, row)) for row in ratings)]
+    (folder / "ml-100k.inter").write_text("\n".join(lines) + "\n")
     (folder / "mine.yaml").write_text(fences(DOCS / "training.md", "yaml")[0])
     (folder / "items.csv").write_text("item_id,title\n7,seven\n")
     return folder
