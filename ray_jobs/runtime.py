@@ -1,5 +1,7 @@
 """Starting Ray, and turning what went wrong into one line for the user."""
 
+import atexit
+import contextlib
 import errno
 import logging
 import os
@@ -21,6 +23,7 @@ from recgpt.errors import Stopped, UserError
 
 OBJECT_STORE_BYTES = 512 * 1024**2
 LARGE_OBJECT_STORE_BYTES = 3 * 1024**3  # at most; for what would go to disk and come back otherwise
+SECONDS_TO_END = 5.0  # for Ray's workers, once it was shut down
 
 # How a UserError looks at the end of a traceback that comes as text from another process.
 _REMOTE_USER_ERROR = re.compile(rf"^{re.escape(UserError.__module__)}\.UserError: (.+)$", re.MULTILINE)
@@ -83,6 +86,24 @@ def start_ray(min_cpus: int, *, large_objects: bool = False) -> None:
     configure_ray_data()
 
 
+def _end_local_ray() -> None:
+    """Shut it down, and kill those of its processes that hang on their way out.
+
+    A worker whose interpreter deadlocks while it ends has taken leave of Ray, which forgets it.
+    """
+    import psutil
+    import ray
+
+    of_this_process = psutil.Process().children()
+    raylets = [process for process in of_this_process if process.name() == "raylet"]
+    workers = [worker for raylet in raylets for worker in raylet.children(recursive=True)]
+    ray.shutdown()
+    _, hanging = psutil.wait_procs(workers, timeout=SECONDS_TO_END)
+    for process in hanging:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def _start_local_ray(min_cpus: int, object_store_bytes: int) -> None:
     import ray
 
@@ -107,6 +128,8 @@ def _start_local_ray(min_cpus: int, object_store_bytes: int) -> None:
             raise
         # Ray has no class of its own for a service of it that ended, or was too slow, while starting.
         raise UserError(f"Ray did not start here: {error} Give the same command again") from None
+    atexit.unregister(_end_local_ray)
+    atexit.register(_end_local_ray)  # after Ray's own, and so before it
 
 
 def _logging_level() -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ray_jobs.runtime import (
@@ -282,6 +283,42 @@ def test_sigterm_ends_a_job_with_one_line_and_its_status():
     stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 143
     assert stderr == "recgpt: stopped by SIGTERM; the same command goes on with what is finished\n"
+
+
+HANGS_ON_ITS_WAY_OUT = """
+import atexit, os, time
+from ray_jobs.runtime import start_ray
+start_ray(1)
+import ray
+
+@ray.remote
+class Hangs:
+    def process(self):
+        return os.getpid()
+
+    def leave(self):
+        atexit.register(time.sleep, 600)
+        ray.actor.exit_actor()
+
+actor = Hangs.remote()
+print(ray.get(actor.process.remote()), flush=True)
+try:
+    ray.get(actor.leave.remote())
+except ray.exceptions.RayActorError:
+    pass
+"""
+
+
+@pytest.mark.ray
+def test_a_worker_that_hangs_on_its_way_out_is_not_left_behind():
+    call = [sys.executable, "-c", HANGS_ON_ITS_WAY_OUT]
+    ended = subprocess.run(call, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    try:
+        status = psutil.Process(int(ended.stdout)).status()
+    except psutil.NoSuchProcess:
+        return
+    assert status == psutil.STATUS_ZOMBIE, "nobody has waited for it yet"
 
 
 @pytest.mark.ray
