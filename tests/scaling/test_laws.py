@@ -200,7 +200,7 @@ def test_a_run_is_counted_by_hand(tmp_path, write_dataset):
 
 def test_the_shipped_experiment_is_read():
     experiment = law_runs.load_experiment("laws")
-    assert len(law_runs.trainings(experiment)) == 16
+    assert len(law_runs.trainings(experiment)) == 15
     assert max(experiment.shares) == 1
 
 

@@ -160,6 +160,7 @@ def exported(run: str) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_workers_stages_and_placements_give_the_same_losses(dataset, run_ranks, tmp_path):
     """Same global batches, so same losses: 1 and 2 workers, ZeRO 1, 2, 3, table whole and sharded."""
@@ -228,6 +229,7 @@ def resume_variants(dataset_url: str, folder: str) -> None:
         train_here(dataset_url, f"{folder}/{name}-resumed", overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_resumed_equals_uninterrupted_bit_for_bit(dataset, run_ranks, tmp_path):
     run_ranks(resume_variants, 2, dataset, str(tmp_path))
