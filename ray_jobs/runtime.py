@@ -94,9 +94,11 @@ def _end_local_ray() -> None:
     import psutil
     import ray
 
-    of_this_process = psutil.Process().children()
-    raylets = [process for process in of_this_process if process.name() == "raylet"]
-    workers = [worker for raylet in raylets for worker in raylet.children(recursive=True)]
+    workers: list[psutil.Process] = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ends by itself just now
+            if process.name() == "raylet":
+                workers += process.children(recursive=True)
     ray.shutdown()
     _, hanging = psutil.wait_procs(workers, timeout=SECONDS_TO_END)
     for process in hanging:
