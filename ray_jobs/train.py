@@ -50,7 +50,7 @@ def run_train(
     histories = HistoryDataset.open(dataset)
     resolve_time_bounds(settings.data.split, histories.manifest)
     read_deepspeed_config(settings.deepspeed)
-    check_item_table(settings.item_table, histories.num_items, settings.min_workers or settings.workers)
+    check_item_table(settings.item_table, histories.num_items, settings.fewest_workers)
     output = storage.absolute(output)
     start_url = start_fingerprint = None
     if start_from is not None:
@@ -85,7 +85,7 @@ def _fit(
     from recgpt.training import run_folder
     from recgpt.training.environment import commit
 
-    least, threads = settings.min_workers or settings.workers, settings.threads_per_worker
+    least, threads = settings.fewest_workers, settings.threads_per_worker
     use_gpu = ray.cluster_resources().get("GPU", 0) >= least
     # Where the driver is: the board shall not be lost with a worker's machine.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -92,7 +92,7 @@ def check_dataset(url: str, settings: "TrainSettings") -> str:
     from recgpt.training.model import check_item_table
 
     histories, split = HistoryDataset.open(url), settings.data.split
-    check_item_table(settings.item_table, histories.num_items, settings.min_workers or settings.workers)
+    check_item_table(settings.item_table, histories.num_items, settings.fewest_workers)
     bounds = resolve_time_bounds(split, histories.manifest)
     held_out = 0
     for row_group in histories.row_groups:

@@ -280,6 +280,11 @@ class TrainSettings:
     validation: ValidationSettings = Field(default_factory=ValidationSettings)
     recall: RecallSettings = Field(default_factory=RecallSettings)
 
+    @property
+    def fewest_workers(self) -> int:
+        """With which a run goes on where machines are missing."""
+        return self.min_workers or self.workers
+
     def __post_init__(self) -> None:
         if self.data.lanes < self.workers:
             raise ValueError(f"data.lanes={self.data.lanes} is less than workers={self.workers}")
