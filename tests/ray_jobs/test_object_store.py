@@ -208,8 +208,9 @@ def error_of(*arguments):
         start(*arguments, printed=printed)
     assert stopped.value.code == 2
     assert "planted" not in printed.getvalue().lower()
-    (line,) = [line for line in printed.getvalue().splitlines() if "/s]" not in line]  # without bars
-    return line
+    lines = [line for line in printed.getvalue().splitlines() if "/s]" not in line]  # without bars
+    assert len(lines) == 1, lines
+    return lines[0]
 
 
 VERBS = {
