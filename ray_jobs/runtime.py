@@ -74,6 +74,9 @@ def start_ray(min_cpus: int, *, large_objects: bool = False) -> None:
 
     if ray.is_initialized():
         return
+    if not progress.is_verbose():
+        # A job reports its first error. Ray would print those that came after it and nobody asked for.
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=progress.is_verbose(), logging_level=_logging_level())
     else:

@@ -223,6 +223,24 @@ def test_a_storage_error_survives_the_way_from_another_process():
     assert storage_message(caught.value) is None
 
 
+FAILS_UNASKED = """
+import ray
+from ray_jobs.runtime import start_ray
+
+start_ray(1)
+failure = ray.remote(lambda: int("no number")).remote()
+ray.wait([failure])
+del failure  # and nobody has asked for it
+"""
+
+
+@pytest.mark.ray
+def test_an_error_that_nobody_asks_for_is_not_printed():
+    call = [sys.executable, "-c", FAILS_UNASKED]
+    ended = subprocess.run(call, capture_output=True, text=True, check=True, timeout=100)
+    assert "no number" not in ended.stdout + ended.stderr
+
+
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
 def test_a_command_ends_with_status_2_for_a_storage_error(monkeypatch, capsys, debug):
     monkeypatch.setattr("sys.argv", ["recgpt", *debug])
