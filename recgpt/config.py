@@ -57,6 +57,9 @@ class ModelSettings:
     """Number of transformer blocks."""
     heads: Positive = 2
     """Attention heads; must divide `width`."""
+    members: Positive = 1
+    """Models side by side, each with its share of `width` and `heads` and a loss of its own; their mean score
+    counts. They err differently, and together less. Must divide `heads`."""
     max_history: Annotated[int, Field(ge=2)] = 50
     """Longest input, in items per user, generated ones included; older items are cut off."""
     similarity: Literal["cosine", "dot"] = "cosine"
@@ -71,6 +74,8 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+        if self.heads % self.members:
+            raise ValueError(f"members={self.members} does not divide heads={self.heads}")
 
 
 @dataclass(config=_STRICT)

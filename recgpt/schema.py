@@ -29,7 +29,7 @@ UNKNOWN_USER = 0  # row of the user table for users that the model does not know
 
 # Files of a dataset, an exported model and a candidates folder.
 DATASET_SCHEMA_VERSION = 1
-MODEL_SCHEMA_VERSION = 2
+MODEL_SCHEMA_VERSION = 3
 CANDIDATES_SCHEMA_VERSION = 1
 INDEX_SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"  # written last: a folder without it is not finished

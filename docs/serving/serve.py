@@ -137,7 +137,7 @@ class Server:
         if how == "mean":
             appended_D = (weights / weights.sum()).astype(np.float32) @ vectors_QD
             if self.model["similarity"] == "cosine":
-                appended_D = unit(appended_D)
+                appended_D = unit(appended_D, self.model["members"])
         elif how == "sampled":
             sums = weights.cumsum()
             appended_D = vectors_QD[np.argmax(sums > uniform(one.user_hash, step) * sums[-1])]
@@ -281,9 +281,10 @@ def encode(xp, erf, weights, model, items_BLD, segments_BL, mask_BL, users_BD):
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
     def norm(name, x):
-        x = x - x.mean(-1, keepdims=True)
-        x = x / xp.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
-        return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+        shares = x.reshape(*x.shape[:-1], model["members"], -1)
+        shares = shares - shares.mean(-1, keepdims=True)
+        shares = shares / xp.sqrt((shares * shares).mean(-1, keepdims=True) + 1e-5)
+        return shares.reshape(x.shape) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
     positions_BL = (mask_BL.cumsum(1) - 1).clip(min=0)
     x_BLD = items_BLD + weights["position.weight"][positions_BL] + weights["segment.weight"][segments_BL]
@@ -301,22 +302,22 @@ def encode(xp, erf, weights, model, items_BLD, segments_BL, mask_BL, users_BD):
         qkv = linear(f"{block}.attention.query_key_value", norm(f"{block}.attention_norm", x_BLD))
         qkv = qkv.reshape(*mask_BL.shape, 3, model["heads"], -1)
         query, key, value = (qkv[:, :, part].swapaxes(1, 2) for part in range(3))
-        scores = query @ key.swapaxes(2, 3) / math.sqrt(query.shape[-1])
-        scores = xp.where(visible_B1LL, scores, -math.inf)
+        scores = xp.where(visible_B1LL, query @ key.swapaxes(2, 3) / math.sqrt(query.shape[-1]), -math.inf)
         shares = xp.exp(scores - xp.amax(scores, -1, keepdims=True))
         attended = shares / shares.sum(-1, keepdims=True) @ value
         x_BLD = x_BLD + linear(f"{block}.attention.output", attended.swapaxes(1, 2).reshape(x_BLD.shape))
         inner = linear(f"{block}.feed_forward.0", norm(f"{block}.feed_forward_norm", x_BLD))
-        inner = inner * (1 + erf(inner / math.sqrt(2))) / 2  # GELU
-        x_BLD = x_BLD + linear(f"{block}.feed_forward.2", inner)
-    last_B = xp.amax(mask_BL * place_L, 1)
-    interest_BD = norm("final_norm", x_BLD[xp.arange(len(x_BLD)), last_B])
-    return interest_BD if model["similarity"] == "dot" else unit(interest_BD) / model["temperature"]
+        x_BLD = x_BLD + linear(f"{block}.feed_forward.2", inner * (1 + erf(inner / math.sqrt(2))) / 2)  # GELU
+    interest_BD = norm("final_norm", x_BLD[xp.arange(len(x_BLD)), xp.amax(mask_BL * place_L, 1)])
+    if model["similarity"] == "cosine":
+        interest_BD = unit(interest_BD, model["members"]) / model["temperature"]
+    return interest_BD / model["members"]
 
 
-def unit(x):
-    """Vectors divided by their length."""
-    return x / (x * x).sum(-1, keepdims=True).clip(min=1e-24) ** 0.5
+def unit(x, members):
+    """Vectors of which each member's share is divided by its length."""
+    shares = x.reshape(*x.shape[:-1], members, -1)
+    return (shares / (shares * shares).sum(-1, keepdims=True).clip(min=1e-24) ** 0.5).reshape(x.shape)
 
 
 def check_files(folder, files):

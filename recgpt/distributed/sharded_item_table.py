@@ -1,7 +1,7 @@
 """The row-sharded item table: a ``ShardedTable`` that also scores, with the interface of ``ItemTable``.
 
 Shapes: V = num_items, R = V + 1 table rows (row 0 is padding), N rows of this rank, D width, T tokens
-of this rank, A tokens of all ranks, S drawn rows of this rank.
+of this rank, A tokens of all ranks, S drawn rows of this rank, M members of the model.
 
 All ranks' interest vectors are gathered, every rank scores them against its own rows (all, or those
 that it drew), and the sums are combined: exact, and communication does not depend on the number of
@@ -19,9 +19,11 @@ from recgpt.distributed import collectives
 from recgpt.distributed.sharded_table import ShardedTable, row_range
 from recgpt.model.binary_loss import binary_loss_sum
 from recgpt.model.item_table import loss_kind
-from recgpt.model.losses import SoftmaxScores
+from recgpt.model.losses import KEPT_BYTES, SoftmaxScores
+from recgpt.model.members import by_member
 from recgpt.model.negatives import NegativeSampler
 from recgpt.model.scoring import ExcludedPairs, best_row, count_at_least
+from recgpt.model.unit_rows import UnitRows
 
 
 class ShardedItemTable(ShardedTable):
@@ -42,6 +44,7 @@ class ShardedItemTable(ShardedTable):
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         unit_rows: bool = False,
+        members: int = 1,
     ):
         self.num_items = num_items
         self.loss = loss
@@ -51,15 +54,15 @@ class ShardedItemTable(ShardedTable):
         # Before the rows: what sorting takes for a moment is free again when they come.
         total_count = int(count_R.sum())
         self.sampler = NegativeSampler(loss, count_R[first:end].to(device), self.first_scored, total_count)
-        super().__init__(num_items + 1, width, seed, device, dtype, unit_rows)
+        super().__init__(num_items + 1, width, seed, device, dtype, unit_rows, members)
 
     def loss_sum(self, interest_TD: Tensor, target_T: Tensor) -> Tensor:
-        """Sum over this rank's targets of the loss; a scalar.
+        """Sum over this rank's targets of the members' mean loss; a scalar.
 
         All ranks must scale their loss by the same factor before the backward pass.
         """
         if loss_kind(self.loss, self.num_items) == "binary":
-            return binary_loss_sum(self, interest_TD, target_T, self.num_items, self.loss)
+            return binary_loss_sum(self, interest_TD, target_T, self.num_items, self.loss, self.members)
         return _ShardedSoftmaxLoss.apply(interest_TD, target_T, self)
 
     def best_item(
@@ -112,22 +115,31 @@ class ShardedItemTable(ShardedTable):
         )
         return excluded.ranks(collectives.sum_over_ranks(above_A)[everywhere.mine], target_T, self.num_rows)
 
-    def softmax_scores(self, interest_AD: Tensor, local_A: Tensor) -> tuple[SoftmaxScores, Tensor | None]:
-        """The scores of all ranks' interest vectors against rows of this rank, and which rows (None: all).
+    def softmax_scores(
+        self, interest_AD: Tensor, local_A: Tensor
+    ) -> tuple[list[SoftmaxScores], Tensor | None]:
+        """Each member's scores of all ranks' interest vectors against rows of this rank, and which rows
+        (None: all).
 
         Args:
             local_A: int64, local row of each target, or -1.
         """
-        block = self.loss.block_items
+        rows: Tensor | UnitRows
         if loss_kind(self.loss, self.num_items) == "full":
-            rows = self.all_vectors()
-            return SoftmaxScores(interest_AD, rows, local_A, block, self.first_scored, None), None
-        here = local_A >= 0
-        sampled = self.sampler.sample(self._share(self.loss.negatives), local_A[here], len(local_A))
-        place_A = torch.searchsorted(sampled.row_S, local_A).where(here, -1)
-        log_weight_S = sampled.log_weight_S.to(interest_AD.dtype)
-        rows_SD = self.vectors(sampled.row_S)
-        return SoftmaxScores(interest_AD, rows_SD, place_A, block, 0, log_weight_S), sampled.row_S
+            rows, row_S, place_A = self.all_vectors(), None, local_A
+            first, log_weight_S = self.first_scored, None
+        else:
+            here = local_A >= 0
+            sampled = self.sampler.sample(self._share(self.loss.negatives), local_A[here], len(local_A))
+            rows, row_S = self.vectors(sampled.row_S), sampled.row_S
+            place_A = torch.searchsorted(sampled.row_S, local_A).where(here, -1)
+            first, log_weight_S = 0, sampled.log_weight_S.to(interest_AD.dtype)
+        block, kept_bytes = self.loss.block_items, KEPT_BYTES // self.members
+        scores = [
+            SoftmaxScores(*part, place_A, block, first, log_weight_S, kept_bytes)
+            for part in by_member(interest_AD, rows, self.members)
+        ]
+        return scores, row_S
 
     def _share(self, draws: int) -> int:
         """This rank's part of a global number of draws, at least one."""
@@ -167,19 +179,29 @@ class _ShardedSoftmaxLoss(torch.autograd.Function):
         interest_AD = collectives.gather_rows(interest_TD, sizes)
         local_A = table.local_rows(collectives.gather_rows(target_T, sizes))
         scores, ctx.rows = table.softmax_scores(interest_AD, local_A)
-        maximum_A = collectives.max_over_ranks(scores.log_sum_exp_A.clone())
-        sums_2A = torch.stack([(scores.log_sum_exp_A - maximum_A).exp(), scores.target_score_A])
-        total_A, target_score_A = collectives.sum_over_ranks(sums_2A)
-        log_sum_exp_A = maximum_A + total_A.log()
+        here_MA = torch.stack([member.log_sum_exp_A for member in scores])
+        target_score_MA = torch.stack([member.target_score_A for member in scores])
+        maximum_MA = collectives.max_over_ranks(here_MA.clone())
+        sums_2MA = torch.stack([(here_MA - maximum_MA).exp(), target_score_MA])
+        total_MA, target_score_MA = collectives.sum_over_ranks(sums_2MA)
+        log_sum_exp_MA = maximum_MA + total_MA.log()
         first = sum(sizes[: collectives.rank()])
         ctx.mine = slice(first, first + len(target_T))
-        ctx.table, ctx.scores, ctx.log_sum_exp_A = table, scores, log_sum_exp_A
-        return (log_sum_exp_A - target_score_A)[ctx.mine].sum()
+        ctx.table, ctx.scores, ctx.log_sum_exp_MA = table, scores, log_sum_exp_MA
+        return (log_sum_exp_MA - target_score_MA).mean(0)[ctx.mine].sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (scale,) = gradients
-        interest_gradient_AD, rows_gradient = ctx.scores.gradients(ctx.log_sum_exp_A)
-        ctx.table.add_gradient(ctx.rows, rows_gradient.mul_(scale))
+        gradients_of_members = [
+            member.gradients(log_sum_exp_A)
+            for member, log_sum_exp_A in zip(ctx.scores, ctx.log_sum_exp_MA, strict=True)
+        ]
+        interest_gradient_AD, rows_gradient = (
+            parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            for parts in zip(*gradients_of_members, strict=True)
+        )
+        # Of the mean over members of a loss by interest vectors times their number.
+        ctx.table.add_gradient(ctx.rows, rows_gradient.mul_(scale / ctx.table.members))
         collectives.sum_over_ranks(interest_gradient_AD)
         return interest_gradient_AD[ctx.mine] * scale, None, None

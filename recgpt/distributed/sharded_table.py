@@ -45,7 +45,8 @@ class ShardedTable:
     It is no module and has no parameters, so that the engine around the GPT does not see it. Rows
     are kept and sent as ``rows.dtype``; vectors, gradients and losses are computed in ``compute_dtype``,
     which is float32 unless the rows are float64. With ``unit_rows`` vectors are rows divided by their
-    length: gradients travel as those by vectors, and become those by rows where the rows are.
+    length (of a model with ``members`` each member's part by its own): gradients travel as those by
+    vectors, and become those by rows where the rows are.
 
     Rows are reached through ``read``, ``rows_in_use`` and, by the optimizer, ``write`` alone: a store that
     keeps cold rows elsewhere (in pinned host memory, say) has these three to replace.
@@ -59,9 +60,11 @@ class ShardedTable:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         unit_rows: bool = False,
+        members: int = 1,
     ):
         self.num_rows = num_rows
         self.unit_rows = unit_rows
+        self.members = members
         world_size = collectives.world_size()
         assert num_rows >= world_size, "fewer table rows than workers"
         bounds = [row_range(num_rows, rank, world_size)[0] for rank in range(1, world_size)]
@@ -98,11 +101,11 @@ class ShardedTable:
     def all_vectors(self) -> Tensor | UnitRows:
         """What all local rows show, [N, D]."""
         rows_ND = self.rows_in_use()
-        return UnitRows(rows_ND, self.compute_dtype) if self.unit_rows else rows_ND
+        return UnitRows(rows_ND, self.compute_dtype, self.members) if self.unit_rows else rows_ND
 
     def shown(self, rows_UD: Tensor) -> Tensor:
         """Rows in ``rows.dtype`` as they take part in lookups and losses."""
-        return unit(rows_UD.to(self.compute_dtype)) if self.unit_rows else rows_UD
+        return unit(rows_UD.to(self.compute_dtype), self.members) if self.unit_rows else rows_UD
 
     def rows_in_use(self) -> Tensor:
         """All local rows as they are now, ``rows.dtype`` [N, D]: the tensor itself."""
@@ -125,7 +128,8 @@ class ShardedTable:
         """
         rows, gradient = self._gradient.take(self.rows.shape[1], self.compute_dtype, self.rows.device)
         if self.unit_rows:
-            gradient_by_raw_rows(self.rows_in_use() if rows is None else self.read(rows), gradient)
+            raw_UD = self.rows_in_use() if rows is None else self.read(rows)
+            gradient_by_raw_rows(raw_UD, gradient, self.members)
         return rows, gradient.div_(collectives.world_size())
 
     def owner(self, id_T: Tensor) -> Tensor:

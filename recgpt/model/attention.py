@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recgpt.model.members import MemberLinear, member_linear
+
 
 def offsets_of_lengths(length_B: Tensor) -> Tensor:
     """Where lists of these lengths (int64 [B]) begin, laid end to end, and last their sum: int64 [B + 1]."""
@@ -80,15 +82,16 @@ class KeyValueCache:
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a token sees itself and earlier tokens of its own history."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, members: int = 1):
         super().__init__()
         self.heads = heads
         self.head_width = width // heads
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
+        self.members = members
+        self.query_key_value = MemberLinear(width, 3 * width, members, parts_out=3)
+        self.output = MemberLinear(width, width, members)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
-        qkv_T3HK = self.query_key_value(x_TD).view(-1, 3, self.heads, self.head_width)
+        qkv_T3HK = self._heads(self.query_key_value(x_TD), 3)
         if not len(x_TD):
             attended_THK = qkv_T3HK[:, 2]  # every parameter gets a gradient all the same
         elif _kernel_for_packed_takes(qkv_T3HK):
@@ -101,7 +104,7 @@ class CausalSelfAttention(nn.Module):
         """As ``forward``, and keep keys and values with room for ``extra`` more tokens a history."""
         # The cache is padded to [B, L] in any case. Padding stands at the end, where a causal mask hides
         # it from every real token.
-        qkv_T3HK = self.query_key_value(x_TD).view(-1, 3, self.heads, self.head_width)
+        qkv_T3HK = self._heads(self.query_key_value(x_TD), 3)
         query_BHLK, key_BHLK, value_BHLK = layout.pad(qkv_T3HK).permute(2, 0, 3, 1, 4)
         attended_BHLK = _attention(query_BHLK, key_BHLK, value_BHLK, visible=None)
         attended_TD = layout.unpad(attended_BHLK.transpose(1, 2)).flatten(1)
@@ -112,13 +115,17 @@ class CausalSelfAttention(nn.Module):
         self, x_TD: Tensor, layout: Layout, last_B: Tensor, extra: int
     ) -> tuple[Tensor, KeyValueCache]:
         """As ``prefill``, but attended only for the last token of each history, ``last_B``: [B, D]."""
-        width = self.heads * self.head_width
+        share = self.heads * self.head_width // self.members
         (query_weight, rest_weight), (query_bias, rest_bias) = (
-            part.split([width, 2 * width])
-            for part in (self.query_key_value.weight, self.query_key_value.bias)
+            (
+                part.flatten(0, 1)
+                for part in parts.unflatten(0, (self.members, -1)).split([share, 2 * share], 1)
+            )
+            for parts in (self.query_key_value.weight, self.query_key_value.bias)
         )
-        query_BHK = F.linear(x_TD[last_B], query_weight, query_bias).view(-1, self.heads, self.head_width)
-        kv_T2HK = F.linear(x_TD, rest_weight, rest_bias).view(-1, 2, self.heads, self.head_width)
+        query_BD = member_linear(x_TD[last_B], query_weight, query_bias, self.members)
+        query_BHK = self._heads(query_BD, 1).squeeze(1)
+        kv_T2HK = self._heads(member_linear(x_TD, rest_weight, rest_bias, self.members), 2)
         key_BHLK, value_BHLK = layout.pad(kv_T2HK).permute(2, 0, 3, 1, 4)
         slots = torch.arange(layout.longest, device=x_TD.device)
         visible_B11L = (slots < layout.offsets.diff()[:, None])[:, None, None, :]
@@ -129,9 +136,7 @@ class CausalSelfAttention(nn.Module):
 
     def extend(self, x_BD: Tensor, position_B: Tensor, cache: KeyValueCache) -> Tensor:
         """One more token per history, at ``position_B`` (int64); writes into the cache."""
-        query_BHK, key_BHK, value_BHK = (
-            self.query_key_value(x_BD).view(-1, 3, self.heads, self.head_width).unbind(1)
-        )
+        query_BHK, key_BHK, value_BHK = self._heads(self.query_key_value(x_BD), 3).unbind(1)
         rows = torch.arange(len(x_BD), device=x_BD.device)
         cache.key_BHSK[rows, :, position_B] = key_BHK
         cache.value_BHSK[rows, :, position_B] = value_BHK
@@ -139,6 +144,11 @@ class CausalSelfAttention(nn.Module):
         visible_B11S = (slots <= position_B[:, None])[:, None, None, :]
         attended_BH1K = _attention(query_BHK[:, :, None], cache.key_BHSK, cache.value_BHSK, visible_B11S)
         return self.output(attended_BH1K.reshape(x_BD.shape))
+
+    def _heads(self, x_TX: Tensor, parts: int) -> Tensor:
+        """[T, parts, H, K] of what a layer gives, in which each member's parts stand one after the other."""
+        share = self.heads // self.members
+        return x_TX.view(-1, self.members, parts, share, self.head_width).transpose(1, 2).flatten(2, 3)
 
 
 def attend_by_length(qkv_T3HK: Tensor, layout: Layout) -> Tensor:

@@ -1,6 +1,7 @@
 """Binary cross-entropy of the target against a few drawn items, plain or calibrated.
 
-Shapes: T targets, D width, K negatives for each target.
+Shapes: T targets, D width, K negatives for each target, M members of the model, S = D / M width of each, N
+vectors looked up.
 
 With target score s and negative scores s_k the loss of a target is
 
@@ -26,8 +27,9 @@ def binary_loss_sum(
     target_T: Tensor,
     num_items: int,
     settings: LossSettings,
+    members: int = 1,
 ) -> Tensor:
-    """Sum of the loss over targets (int64 [T], item indices >= 1); a scalar.
+    """Sum over targets (int64 [T], item indices >= 1) of the members' mean loss; a scalar.
 
     A drawn item that is the target itself is left out. Collective if ``vectors`` is.
 
@@ -37,14 +39,16 @@ def binary_loss_sum(
     shape = len(target_T), settings.negatives_per_target
     negative_TK = torch.randint(1, num_items + 1, shape, device=target_T.device)
     vector = vectors(torch.cat([target_T, negative_TK.flatten()]))
-    target_score_T = (interest_TD * vector[: len(target_T)]).sum(1)
-    negative_TKD = vector[len(target_T) :].view(*shape, interest_TD.shape[1])
-    negative_score_TK = torch.einsum("td,tkd->tk", interest_TD, negative_TKD)
+    interest_TMS, vector_NMS = (x.unflatten(1, (members, -1)) for x in (members * interest_TD, vector))
+    target_score_TM = (interest_TMS * vector_NMS[: len(target_T)]).sum(2)
+    negative_TKMS = vector_NMS[len(target_T) :].unflatten(0, shape)
+    negative_score_TKM = torch.einsum("tms,tkms->tkm", interest_TMS, negative_TKMS)
     # -log(1 - sigmoid(s)) = softplus(s)
-    negative_loss_TK = F.softplus(negative_score_TK).masked_fill(negative_TK == target_T[:, None], 0)
+    is_target_TK1 = (negative_TK == target_T[:, None])[:, :, None]
+    negative_loss_TKM = F.softplus(negative_score_TKM).masked_fill(is_target_TK1, 0)
     beta = positive_exponent(settings, num_items)
-    loss_T = negative_loss_TK.sum(1) - beta * F.logsigmoid(target_score_T)
-    return loss_T.sum() / (settings.negatives_per_target + 1)
+    loss_TM = negative_loss_TKM.sum(1) - beta * F.logsigmoid(target_score_TM)
+    return loss_TM.sum() / members / (settings.negatives_per_target + 1)
 
 
 def positive_exponent(settings: LossSettings, num_items: int) -> float:

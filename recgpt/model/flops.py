@@ -16,8 +16,9 @@ def weights_per_token(model: ModelSettings) -> int:
     """Weights of the GPT that every token is multiplied by: attention's four and the feed-forward part's two
     matrices in each layer, and the gate of the user module.
     """
-    gate = 2 * model.width**2 if model.user.kind != "none" and model.user.combine == "gate" else 0
-    return model.layers * (4 + 2 * FEED_FORWARD_FACTOR) * model.width**2 + gate
+    square = model.width**2 // model.members  # a member has its share of the rows, and of the columns
+    gate = 2 * square if model.user.kind != "none" and model.user.combine == "gate" else 0
+    return model.layers * (4 + 2 * FEED_FORWARD_FACTOR) * square + gate
 
 
 def scored_items(loss: LossSettings, num_items: int, targets: float) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from recgpt.config import ModelSettings
 from recgpt.model.attention import CausalSelfAttention, KeyValueCache, Layout
 from recgpt.model.item_table import INIT_STANDARD_DEVIATION
+from recgpt.model.members import MemberLinear, joined, member_norm
 from recgpt.model.unit_rows import unit
 from recgpt.model.users import KnownUsers
 from recgpt.schema import UNKNOWN_USER
@@ -39,9 +40,11 @@ class HistoryState:
 class FeedForward(nn.Sequential):
     """Position-wise two-layer network, wider inside."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, members: int):
         inside = FEED_FORWARD_FACTOR * width
-        super().__init__(nn.Linear(width, inside), nn.GELU(), nn.Linear(inside, width))
+        super().__init__(
+            MemberLinear(width, inside, members), nn.GELU(), MemberLinear(inside, width, members)
+        )
 
 
 class Block(nn.Module):
@@ -49,10 +52,11 @@ class Block(nn.Module):
 
     def __init__(self, settings: ModelSettings):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(settings.width)
-        self.attention = CausalSelfAttention(settings.width, settings.heads)
-        self.feed_forward_norm = nn.LayerNorm(settings.width)
-        self.feed_forward = FeedForward(settings.width)
+        width, members = settings.width, settings.members
+        self.attention_norm = member_norm(width, members)
+        self.attention = CausalSelfAttention(width, settings.heads, members)
+        self.feed_forward_norm = member_norm(width, members)
+        self.feed_forward = FeedForward(width, members)
         self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
@@ -94,11 +98,12 @@ class GPT(nn.Module):
         self.segment = nn.Embedding(2, settings.width)
         self.user = user_module(settings)
         gated = settings.user.kind != "none" and settings.user.combine == "gate"
-        self.user_gate = nn.Linear(2 * settings.width, settings.width) if gated else None
+        width, members = settings.width, settings.members
+        self.user_gate = MemberLinear(2 * width, width, members, parts_in=2) if gated else None
         self.known_users: KnownUsers | None = None
         self.dropout = nn.Dropout(settings.dropout)
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.layers))
-        self.final_norm = nn.LayerNorm(settings.width)
+        self.final_norm = member_norm(width, members)
         self.apply(_initialise)
 
     def forward(
@@ -168,9 +173,9 @@ class GPT(nn.Module):
     def _interest(self, x_TD: Tensor) -> Tensor:
         """Interest vectors [T, D]: their dot products with item vectors are the scores."""
         interest_TD = self.final_norm(x_TD)
-        if self.settings.similarity == "dot":
-            return interest_TD
-        return unit(interest_TD) / self.settings.temperature
+        if self.settings.similarity == "cosine":
+            interest_TD = unit(interest_TD, self.settings.members) / self.settings.temperature
+        return interest_TD / self.settings.members
 
     def _user_vectors(self, user_row_B: Tensor) -> Tensor | None:
         if self.settings.user.kind == "none":
@@ -203,7 +208,8 @@ class GPT(nn.Module):
         """What of the user vectors is added to the item vectors."""
         if self.user_gate is None:
             return user_TD
-        return user_TD * torch.sigmoid(self.user_gate(torch.cat([item_TD, user_TD], -1)))
+        both_TE = joined(item_TD, user_TD, self.settings.members)
+        return user_TD * torch.sigmoid(self.user_gate(both_TE))
 
 
 def user_module(settings: ModelSettings) -> nn.Module | None:

@@ -11,6 +11,7 @@ from recgpt.config import LossSettings
 from recgpt.model.binary_loss import binary_loss_sum
 from recgpt.model.fused_loss import fused_cross_entropy, fused_kernel_fits
 from recgpt.model.losses import softmax_loss_sum
+from recgpt.model.members import by_member
 from recgpt.model.negatives import NegativeSampler
 from recgpt.model.scoring import ExcludedPairs, best_row, count_at_least
 from recgpt.model.unit_rows import UnitRows, unit
@@ -25,6 +26,7 @@ class ItemTable(nn.Module):
     Args:
         loss: what ``loss_sum`` computes.
         unit_rows: show rows divided by their length, for cosine similarity.
+        members: models side by side, each with a loss of its own.
         count_R: int64, occurrences of each row in the log, 0 for padding; decides what is drawn.
     """
 
@@ -36,11 +38,13 @@ class ItemTable(nn.Module):
         loss: LossSettings,
         count_R: Tensor,
         unit_rows: bool = False,
+        members: int = 1,
     ):
         super().__init__()
         self.num_items = num_items
         self.loss = loss
         self.unit_rows = unit_rows
+        self.members = members
         self.sampler = NegativeSampler(loss, count_R, first=1, total_count=int(count_R.sum()))
         self.weight = nn.Parameter(initial_rows(seed, 0, num_items + 1, width))
 
@@ -54,24 +58,29 @@ class ItemTable(nn.Module):
 
     def _view(self) -> Tensor | UnitRows:
         """All item vectors, made as they are read: for scoring without gradients."""
-        return UnitRows(self.weight, self.weight.dtype) if self.unit_rows else self.weight
+        return UnitRows(self.weight, self.weight.dtype, self.members) if self.unit_rows else self.weight
 
     def _shown(self, rows_ND: Tensor) -> Tensor:
-        return unit(rows_ND) if self.unit_rows else rows_ND
+        return unit(rows_ND, self.members) if self.unit_rows else rows_ND
 
     def loss_sum(self, interest_TD: Tensor, target_T: Tensor) -> Tensor:
-        """Sum over targets (int64 [T], item indices >= 1) of the loss; a scalar."""
-        kind, block = loss_kind(self.loss, self.num_items), self.loss.block_items
+        """Sum over targets (int64 [T], item indices >= 1) of the members' mean loss; a scalar."""
+        kind, block, members = loss_kind(self.loss, self.num_items), self.loss.block_items, self.members
         if kind == "binary":
-            return binary_loss_sum(self, interest_TD, target_T, self.num_items, self.loss)
+            return binary_loss_sum(self, interest_TD, target_T, self.num_items, self.loss, members)
         if kind == "full" and fused_kernel_fits(interest_TD):
-            return fused_cross_entropy(interest_TD, self.vectors(), target_T)
-        if kind == "full":
-            return softmax_loss_sum(interest_TD, self.vectors(), target_T, block, first=1)
-        sampled = self.sampler.sample(self.loss.negatives, target_T, len(target_T))
-        place_T = torch.searchsorted(sampled.row_S, target_T)
-        log_weight_S = sampled.log_weight_S.to(interest_TD.dtype)
-        return softmax_loss_sum(interest_TD, self(sampled.row_S), place_T, block, 0, log_weight_S)
+            parts = by_member(interest_TD, self.vectors(), members)
+            losses = [fused_cross_entropy(interest_TS, rows_RS, target_T) for interest_TS, rows_RS in parts]
+        elif kind == "full":
+            parts = by_member(interest_TD, self.vectors(), members)
+            losses = [softmax_loss_sum(*part, target_T, block, first=1) for part in parts]
+        else:
+            sampled = self.sampler.sample(self.loss.negatives, target_T, len(target_T))
+            place_T = torch.searchsorted(sampled.row_S, target_T)
+            log_weight_S = sampled.log_weight_S.to(interest_TD.dtype)
+            parts = by_member(interest_TD, self(sampled.row_S), members)
+            losses = [softmax_loss_sum(*part, place_T, block, 0, log_weight_S) for part in parts]
+        return torch.stack(losses).mean()
 
     def best_item(
         self,

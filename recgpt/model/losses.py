@@ -77,6 +77,7 @@ class SoftmaxScores:
         block_items: rows scored at a time, at most.
         first: rows before it (padding) take no part.
         log_weight_N: log of the rows' weights for all but their own targets; None: all weights are 1.
+        kept_bytes: of the blocks of the forward pass that are kept for the backward pass, at most.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class SoftmaxScores:
         block_items: int,
         first: int = 0,
         log_weight_N: Tensor | None = None,
+        kept_bytes: int = KEPT_BYTES,
     ):
         self._interest_AD = interest_AD
         self._rows_ND = rows_ND
@@ -101,7 +103,7 @@ class SoftmaxScores:
         self._blocks = blocks(first, len(rows_ND), size) if len(interest_AD) else []
         self._score_buffer = interest_AD.new_empty(len(interest_AD) * size)
         block_bytes = self._score_buffer.numel() * self._score_buffer.element_size()
-        kept = min(KEPT_BYTES // max(block_bytes, 1), len(self._blocks))
+        kept = min(kept_bytes // max(block_bytes, 1), len(self._blocks))
         self._kept = interest_AD.new_empty(kept, self._score_buffer.numel())
         self._target_AD = rows_ND[target_row_A[self._here]].to(interest_AD.dtype)
         self.target_score_A = interest_AD.new_zeros(len(interest_AD))

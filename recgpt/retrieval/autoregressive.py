@@ -24,6 +24,7 @@ from recgpt.errors import UserError
 from recgpt.model.attention import Layout, offsets_of_lengths
 from recgpt.model.gpt import GPT
 from recgpt.model.losses import blocks
+from recgpt.model.unit_rows import unit
 from recgpt.retrieval.continuations import Beam, OnePath
 from recgpt.retrieval.index import Exclusions, Index
 from recgpt.schema import PADDING_INDEX, POPULARITY_STEP, SEGMENT_GENERATED, SEGMENT_REAL
@@ -266,7 +267,8 @@ def _recall_of(
             vectors = {item: table_RD[item] for item in best}
             branches = _continued(settings, branches, score_of_branch, vectors, user_hash_1, step)
             if settings.continuation == "mean" and gpt.settings.similarity == "cosine":
-                branches = [(0.0, [*appended, last / last.norm()]) for _, (*appended, last) in branches]
+                members = gpt.settings.members
+                branches = [(0.0, [*appended, unit(last, members)]) for _, (*appended, last) in branches]
     return places
 
 

@@ -65,7 +65,8 @@ class OnePath:
         share_BQ = weight_BQ / weight_BQ.sum(1, keepdim=True).clamp(min=1)  # the best item weighs 1
         vector_BQD = self.index.vectors(item_BQ)
         mean_BD = (share_BQ.to(vector_BQD.dtype)[:, None] @ vector_BQD).squeeze(1)
-        return unit(mean_BD) if self.gpt.settings.similarity == "cosine" else mean_BD
+        settings = self.gpt.settings
+        return unit(mean_BD, settings.members) if settings.similarity == "cosine" else mean_BD
 
 
 class Beam:

@@ -4,8 +4,8 @@ It is written node by node: exporters of PyTorch programs are slow even for the 
 package, and write what their release has them write. Tables of items and users stay outside, so that the
 graph is small, and so that anything can be appended to a history: an item, or the mean of several.
 
-Shapes: B histories, L places of the longest with padding, D width, H heads, K width per head. In the graph B
-is called ``batch`` and L ``length``.
+Shapes: B histories, L places of the longest with padding, D width, H heads, K width per head, M members of
+the model, S = D / M width of a member, N vectors. In the graph B is called ``batch`` and L ``length``.
 """
 
 from pathlib import Path
@@ -19,6 +19,7 @@ from recgpt.config import ModelSettings
 from recgpt.errors import UserError
 from recgpt.model.attention import Layout, offsets_of_lengths
 from recgpt.model.gpt import GPT
+from recgpt.model.members import weights_as_one
 
 ENCODER_FILE = "encoder.onnx"
 OPSET = 20  # the first with GELU as one node; ONNX Runtime knows it from 1.17 on
@@ -60,9 +61,10 @@ def save_encoder(folder: Path, gpt: GPT) -> None:
 class _Graph:
     """Nodes in their order, and the constants that they read."""
 
-    def __init__(self, onnx: Any, weights: dict[str, Tensor]):
+    def __init__(self, onnx: Any, weights: dict[str, Tensor], settings: ModelSettings):
         self.onnx = onnx
         self.weights = weights
+        self.members, self.share = settings.members, settings.width // settings.members
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
 
@@ -91,12 +93,21 @@ class _Graph:
 
     def norm(self, name: str, x: str) -> str:
         scale, shift = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
-        return self.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=1e-5)
+        if self.members == 1:
+            return self.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=1e-5)
+        one = self.constant("one", np.ones(self.share, np.float32))
+        normed = self.op("LayerNormalization", self.shares(x), one, axis=-1, epsilon=1e-5)
+        normed = self.op("Reshape", normed, self.op("Shape", x))
+        return self.op("Add", self.op("Mul", normed, scale), shift)
+
+    def shares(self, x: str) -> str:
+        """[N, M, S] of vectors whose last dimension is D = M x S."""
+        return self.op("Reshape", x, self.integers(-1, self.members, self.share))
 
 
 def _model(onnx: Any, gpt: GPT) -> Any:
     settings = gpt.settings
-    graph = _Graph(onnx, {name: value.detach().cpu() for name, value in gpt.state_dict().items()})
+    graph = _Graph(onnx, {name: value.cpu() for name, value in weights_as_one(gpt).items()}, settings)
     places_L = _places(graph)
     x_BLD = _embedded(graph, settings)
     hidden_B1LL = _hidden(graph, places_L)
@@ -188,10 +199,12 @@ def _interest(graph: _Graph, settings: ModelSettings, x_BLD: str, places_L: str)
     last_B1 = graph.op("ReduceMax", graph.op("Mul", real_BL, places_L), graph.integers(1), keepdims=1)
     interest_BD = graph.norm("final_norm", graph.op("GatherND", x_BLD, last_B1, batch_dims=1))
     if settings.similarity == "dot":
-        return interest_BD
-    length_B1 = graph.op("ReduceL2", interest_BD, graph.integers(1), keepdims=1)
-    length_B1 = graph.op("Max", length_B1, graph.number(1e-12))
-    return graph.op("Div", graph.op("Div", interest_BD, length_B1), graph.number(settings.temperature))
+        return graph.op("Div", interest_BD, graph.number(float(settings.members)))
+    share_BMS = graph.shares(interest_BD)
+    length_BM1 = graph.op("ReduceL2", share_BMS, graph.integers(2), keepdims=1)
+    unit_BMS = graph.op("Div", share_BMS, graph.op("Max", length_BM1, graph.number(1e-12)))
+    unit_BD = graph.op("Reshape", unit_BMS, graph.op("Shape", interest_BD))
+    return graph.op("Div", unit_BD, graph.number(settings.temperature * settings.members))
 
 
 def _check(session: Any, gpt: GPT, longest: int) -> None:

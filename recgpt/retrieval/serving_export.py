@@ -37,6 +37,7 @@ from recgpt.model.export import (
     table_pieces,
 )
 from recgpt.model.gpt import GPT
+from recgpt.model.members import weights_as_one
 from recgpt.model.users import UserVectors
 from recgpt.retrieval.approximate_index import import_faiss
 from recgpt.retrieval.index import FIRST_ITEM
@@ -74,7 +75,7 @@ def write_serving_folder(url: str, format: Format, model: str, dataset: HistoryD
     if format == "onnx":
         _write_onnx(files, gpt)
     else:
-        weights = {name: value for name, value in gpt.state_dict().items() if not name.startswith("user.")}
+        weights = {name: value for name, value in weights_as_one(gpt).items() if not name.startswith("user.")}
         files.write("encoder.safetensors", safetensors.torch.save(weights))
     if format == "faiss":
         _write_faiss(files, info.model.width, _item_pieces(model, info))

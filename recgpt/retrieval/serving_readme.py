@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from recgpt.config import ModelSettings
 from recgpt.model.export import ModelInfo
 from recgpt.retrieval.onnx_encoder import OPSET
 
@@ -76,6 +77,16 @@ _CONTINUATIONS = {
 }
 
 
+def _unit(model: ModelSettings) -> str:
+    if model.similarity == "dot":
+        return ""
+    if model.members == 1:
+        return " and brought to length 1"
+    return (
+        f" and each of its {model.members} parts of {model.width // model.members} values brought to length 1"
+    )
+
+
 def readme(format: str, info: ModelInfo, files: Sequence[str]) -> str:
     """The text for a folder of this format that holds these files of data."""
     model, recall = info.model, info.recall
@@ -87,7 +98,7 @@ def readme(format: str, info: ModelInfo, files: Sequence[str]) -> str:
         "buckets": model.user.buckets,
         "temperature": recall.temperature,
         "beam_width": recall.beam_width,
-        "unit": " and brought to length 1" if model.similarity == "cosine" else "",
+        "unit": _unit(model),
     }
     listed = [*files, "manifest.json"]
     longest = max(map(len, listed))

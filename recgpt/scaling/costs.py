@@ -176,7 +176,8 @@ def moved_bytes(settings: TrainSettings, work: Workload) -> float:
     """Bytes that a rank reads and writes in a step, outside of matrix products."""
     ranks, width, load = settings.workers, settings.model.width, work.load
     blocks = _MOVED_WIDTHS_PER_BLOCK * settings.model.layers * width * load.tokens / ranks
-    scores = load.tokens * scored_items(settings.loss, work.num_items, load.tokens) / ranks
+    scored = settings.model.members * scored_items(settings.loss, work.num_items, load.tokens)
+    scores = load.tokens * scored / ranks
     values = blocks + _MOVED_PER_SCORE * scores
     values += _MOVED_PER_DENSE_WEIGHT * dense_weights(settings, work.num_items) / ranks
     if is_sharded(settings.item_table, work.num_items):

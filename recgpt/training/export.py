@@ -51,6 +51,6 @@ def export_checkpoint(
         item_table = checkpoint.table_row_ranges(folder, name, ITEM_TABLE)
     if settings.model.similarity == "cosine":
         # Whoever serves the model then needs dot products alone.
-        item_table = map(unit, item_table)
+        item_table = (unit(rows_ND, settings.model.members) for rows_ND in item_table)
     user_table = checkpoint.table_row_ranges(folder, name, USER_TABLE) if known_users else ()
     save_model(storage.join(folder, EXPORT_FOLDER), info, gpt, item_table, known_users, user_table)

@@ -104,14 +104,14 @@ def build_model(settings: TrainSettings, dataset: HistoryDataset, device: torch.
         gpt.user = user_table(settings, gpt.known_users.num_rows, device)
     width, num_items, table = settings.model.width, dataset.num_items, settings.item_table
     count_R = torch.from_numpy(np.concatenate([[0], dataset.item_counts()]))
-    unit_rows = settings.model.similarity == "cosine"
+    unit_rows, members = settings.model.similarity == "cosine", settings.model.members
     check_item_table(table, num_items, collectives.world_size())
     if not is_sharded(table, num_items):
-        replicated = ItemTable(num_items, width, settings.seed, settings.loss, count_R, unit_rows)
+        replicated = ItemTable(num_items, width, settings.seed, settings.loss, count_R, unit_rows, members)
         return NextItemModel(gpt, replicated.to(device))
     dtype = getattr(torch, table.row_dtype)
     sharded = ShardedItemTable(
-        num_items, width, settings.seed, settings.loss, count_R, device, dtype, unit_rows
+        num_items, width, settings.seed, settings.loss, count_R, device, dtype, unit_rows, members
     )
     return NextItemModel(gpt, sharded)
 

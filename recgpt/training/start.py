@@ -80,7 +80,7 @@ def _check_items(url: str, info: ModelInfo, dataset: HistoryDataset) -> None:
 
 def _shape(model: ModelSettings) -> dict[str, Any]:
     """The settings that decide which weights there are, and what they are used for, by key."""
-    keys = ["width", "layers", "heads", "max_history", "similarity"]
+    keys = ["width", "layers", "heads", "members", "max_history", "similarity"]
     of_user = {"none": ["kind"], "hashed": ["kind", "buckets", "combine"], "table": ["kind", "combine"]}
     shape = {f"model.{key}": getattr(model, key) for key in keys}
     return shape | {f"model.user.{key}": getattr(model.user, key) for key in of_user[model.user.kind]}

@@ -13,7 +13,7 @@ from recgpt.model.losses import sampled_softmax_reference
 from recgpt.model.scoring import ExcludedPairs
 
 NUM_ITEMS = 22
-WIDTH = 3
+WIDTH = 4
 CPU = torch.device("cpu")
 COUNTS = torch.tensor([0, *range(NUM_ITEMS)])  # one item was never seen
 FULL = LossSettings(kind="full", block_items=5)
@@ -25,12 +25,16 @@ OTHERS = {
 }
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 RATE = 0.05
+WAYS = ((False, 1), (True, 1), (True, 2))
+"""Whether rows are shown with length 1, and members of the model."""
 
 
-def tables(loss: LossSettings, unit_rows: bool = False) -> tuple[ItemTable, ShardedItemTable]:
+def tables(
+    loss: LossSettings, unit_rows: bool = False, members: int = 1
+) -> tuple[ItemTable, ShardedItemTable]:
     """The twins, in float64, with rows large enough to matter."""
-    reference = ItemTable(NUM_ITEMS, WIDTH, 3, loss, COUNTS, unit_rows).double()
-    sharded = ShardedItemTable(NUM_ITEMS, WIDTH, 3, loss, COUNTS, CPU, unit_rows=unit_rows)
+    reference = ItemTable(NUM_ITEMS, WIDTH, 3, loss, COUNTS, unit_rows, members).double()
+    sharded = ShardedItemTable(NUM_ITEMS, WIDTH, 3, loss, COUNTS, CPU, unit_rows=unit_rows, members=members)
     sharded.rows = sharded.rows.double() * 30
     reference.weight.data *= 30
     return reference, sharded
@@ -64,11 +68,11 @@ def assert_same_rows(sharded: ShardedItemTable, reference: ItemTable) -> None:
     torch.testing.assert_close(sharded.rows, expected, **TOLERANCE)
 
 
-def full_steps(case: str, unit_rows: bool) -> None:
+def full_steps(case: str, unit_rows: bool, members: int) -> None:
     """Lookup, loss, gradients and three AdamW steps against one process that has the whole batch."""
     rank, world_size = collectives.rank(), collectives.world_size()
     everything = batches(case, world_size)
-    reference, sharded = tables(FULL, unit_rows)
+    reference, sharded = tables(FULL, unit_rows, members)
     settings = OptimizerSettings(weight_decay=0.1)
     optimizer = torch.optim.AdamW(
         reference.parameters(), lr=RATE, betas=(settings.beta1, settings.beta2), weight_decay=0.1
@@ -121,14 +125,16 @@ def expected_loss(reference: ItemTable, interest, targets, drawn, seed: int) -> 
         return reference.loss_sum(interest, targets)
     index, log_weight = drawn
     place = torch.searchsorted(index, targets)
-    return sampled_softmax_reference(interest, reference(index), place, 0, log_weight)
+    members = reference.members
+    parts = zip((members * interest).chunk(members, 1), reference(index).chunk(members, 1), strict=True)
+    return sum(sampled_softmax_reference(*part, place, 0, log_weight) for part in parts) / members
 
 
-def drawn_steps(case: str, loss_settings: LossSettings, unit_rows: bool) -> None:
+def drawn_steps(case: str, loss_settings: LossSettings, unit_rows: bool, members: int) -> None:
     """Losses over drawn items: loss, sparse gradients and three steps of plain gradient descent."""
     rank, world_size = collectives.rank(), collectives.world_size()
     everything = batches(case, world_size)
-    reference, sharded = tables(loss_settings, unit_rows)
+    reference, sharded = tables(loss_settings, unit_rows, members)
     rows_optimizer = row_optimizer("sgd", sharded, OptimizerSettings())
     num_targets = sum(len(targets) for _, targets in everything)
     inputs, targets = everything[rank]
@@ -153,7 +159,7 @@ def drawn_steps(case: str, loss_settings: LossSettings, unit_rows: bool) -> None
         assert_same_rows(sharded, reference)
 
 
-def scoring(unit_rows: bool) -> None:
+def scoring(unit_rows: bool, members: int) -> None:
     """Best items and ranks, with excluded pairs, equal those of the whole table."""
     rank = collectives.rank()
     generator = torch.Generator().manual_seed(rank)
@@ -164,7 +170,7 @@ def scoring(unit_rows: bool) -> None:
         torch.arange(tokens).repeat(8),
         torch.randint(1, NUM_ITEMS + 1, (8 * tokens,), generator=generator),
     )
-    reference, sharded = tables(FULL, unit_rows)
+    reference, sharded = tables(FULL, unit_rows, members)
     best = reference.best_item(interest, pairs)
     assert torch.equal(sharded.best_item(interest, pairs), best)
     assert torch.equal(sharded.rank_of(interest, targets, pairs), reference.rank_of(interest, targets, pairs))
@@ -213,12 +219,12 @@ def bytes_handed_over() -> None:
 
 def all_checks() -> None:
     for case in ("mixed", "one rank has none", "all on one owner", "repeated"):
-        for unit_rows in (False, True):
-            full_steps(case, unit_rows)
+        for unit_rows, members in WAYS:
+            full_steps(case, unit_rows, members)
             for loss_settings in OTHERS.values():
-                drawn_steps(case, loss_settings, unit_rows)
-    scoring(unit_rows=False)
-    scoring(unit_rows=True)
+                drawn_steps(case, loss_settings, unit_rows, members)
+    for unit_rows, members in WAYS:
+        scoring(unit_rows, members)
     lookup_alone()
     bytes_handed_over()
 

@@ -10,11 +10,13 @@ from recgpt.model.gpt import GPT
 WIDTH = 8
 
 
-@pytest.fixture(params=["add", "gate"])
+@pytest.fixture(params=[("add", 1), ("gate", 1), ("add", 2), ("gate", 2)])
 def gpt(request):
     torch.manual_seed(0)
-    user = UserSettings(kind="hashed", buckets=10, combine=request.param)
-    return GPT(ModelSettings(width=WIDTH, layers=2, heads=2, max_history=6, user=user)).double().eval()
+    combine, members = request.param
+    user = UserSettings(kind="hashed", buckets=10, combine=combine)
+    settings = ModelSettings(width=WIDTH, layers=2, heads=4, members=members, max_history=6, user=user)
+    return GPT(settings).double().eval()
 
 
 def layout_of(*lengths):

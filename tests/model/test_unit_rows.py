@@ -1,5 +1,6 @@
 """Rows of length 1, and the gradient by the rows behind them."""
 
+import pytest
 import torch
 
 from recgpt.config import LossSettings
@@ -13,6 +14,17 @@ def test_a_row_is_divided_by_its_length_and_zeros_stay():
     torch.testing.assert_close(unit(rows), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
 
 
+def test_of_several_members_each_part_of_a_row_is_divided_by_its_own_length():
+    rows = torch.tensor([[3.0, 4.0, 0.0, 5.0], [0.0, 0.0, 8.0, -6.0]])
+    expected = torch.tensor([[0.6, 0.8, 0.0, 1.0], [0.0, 0.0, 0.8, -0.6]])
+    torch.testing.assert_close(unit(rows, members=2), expected)
+    view = UnitRows(rows, torch.float32, members=2)
+    torch.testing.assert_close(view[:2], expected)
+    first, second = view.of_members()
+    torch.testing.assert_close(first[:], expected[:, :2])
+    torch.testing.assert_close(second[torch.tensor([1])], expected[1:, 2:])
+
+
 def test_the_view_reads_slices_and_indices():
     rows = torch.tensor([[3.0, 4.0], [0.0, 2.0], [5.0, 0.0]], dtype=torch.bfloat16)
     view = UnitRows(rows, torch.float32)
@@ -21,12 +33,13 @@ def test_the_view_reads_slices_and_indices():
     torch.testing.assert_close(view[torch.tensor([2, 0])], torch.tensor([[1.0, 0.0], [0.6, 0.8]]))
 
 
-def test_the_gradient_is_that_of_autograd():
+@pytest.mark.parametrize("members", [1, 2])
+def test_the_gradient_is_that_of_autograd(members):
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(20_000, 3, dtype=torch.float64, generator=generator, requires_grad=True)
-    by_unit = torch.randn(20_000, 3, dtype=torch.float64, generator=generator)
-    unit(rows).backward(by_unit)
-    torch.testing.assert_close(gradient_by_raw_rows(rows.detach(), by_unit.clone()), rows.grad)
+    rows = torch.randn(20_000, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    by_unit = torch.randn(20_000, 4, dtype=torch.float64, generator=generator)
+    unit(rows, members).backward(by_unit)
+    torch.testing.assert_close(gradient_by_raw_rows(rows.detach(), by_unit.clone(), members), rows.grad)
 
 
 def test_no_step_along_a_row():

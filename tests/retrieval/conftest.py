@@ -25,12 +25,14 @@ def make_model() -> MakeModel:
         dtype: torch.dtype = torch.float64,
         seed: int = 0,
         similarity: Literal["cosine", "dot"] = "dot",
+        members: int = 1,
     ):
         generator = torch.Generator().manual_seed(seed)
         settings = ModelSettings(
             width=8,
             layers=2,
             heads=2,
+            members=members,
             max_history=max_history,
             similarity=similarity,
             user=UserSettings(kind="hashed", buckets=5),
@@ -39,6 +41,6 @@ def make_model() -> MakeModel:
         for parameter in gpt.parameters():
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
         table_RD = torch.randn(num_items + 1, 8, generator=generator).to(dtype)
-        return gpt, unit(table_RD) if similarity == "cosine" else table_RD
+        return gpt, unit(table_RD, members) if similarity == "cosine" else table_RD
 
     return make

@@ -71,9 +71,9 @@ CONTINUATIONS = [
 
 @pytest.mark.parametrize("continuation", CONTINUATIONS, ids=lambda c: "-".join(map(str, c.values())))
 @pytest.mark.parametrize("quotas", [(4, 2), (1, 1, 1, 1), (3, 1, 2)])
-@pytest.mark.parametrize("similarity", ["dot", "cosine"])
-def test_continuations_equal_the_twin(make_model, quotas, continuation, similarity):
-    model = make_model(num_items=40, similarity=similarity)
+@pytest.mark.parametrize(("similarity", "members"), [("dot", 1), ("cosine", 1), ("cosine", 2)])
+def test_continuations_equal_the_twin(make_model, quotas, continuation, similarity, members):
+    model = make_model(num_items=40, similarity=similarity, members=members)
     recall = RecallSettings(sum(quotas), quotas, 4, 9, **continuation)
     assert_same(
         recall_of(model, recall).recommend(*packed(HISTORIES)),

@@ -21,6 +21,7 @@ from recgpt.errors import UserError
 from recgpt.model.attention import Layout, offsets_of_lengths
 from recgpt.model.export import ModelInfo, save_model
 from recgpt.model.gpt import GPT
+from recgpt.model.unit_rows import unit
 from recgpt.model.users import KnownUsers, UserVectors
 from recgpt.retrieval import onnx_encoder
 from recgpt.retrieval.recall_model import load_recall, scale_quotas
@@ -41,13 +42,19 @@ serve = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(serve)
 
 
-def make_gpt(similarity="cosine", kind="none", combine="add"):
+def make_gpt(similarity="cosine", kind="none", combine="add", members=1):
     """A GPT with weights large enough that histories tell users apart."""
     torch.manual_seed(0)
     user = UserSettings(kind=kind, combine=combine, buckets=5)
     gpt = GPT(
         ModelSettings(
-            width=WIDTH, layers=2, heads=2, max_history=MAX_HISTORY, similarity=similarity, user=user
+            width=WIDTH,
+            layers=2,
+            heads=2,
+            members=members,
+            max_history=MAX_HISTORY,
+            similarity=similarity,
+            user=user,
         )
     )
     for parameter in gpt.parameters():
@@ -95,7 +102,7 @@ def models(write_dataset, tmp_path_factory):
         dataset = write_dataset(place / name, of_all)
         table_RD = torch.randn(dataset.num_items + 1, WIDTH)
         if gpt.settings.similarity == "cosine":
-            table_RD = torch.nn.functional.normalize(table_RD, dim=-1)
+            table_RD = unit(table_RD, gpt.settings.members)
         info = ModelInfo(
             dataset.num_items, dataset.manifest.vocabulary_fingerprint, gpt.settings, SplitSettings(), recall
         )
@@ -115,6 +122,7 @@ def models(write_dataset, tmp_path_factory):
         "best": make("best", make_gpt("dot", "hashed", "gate"), str, replace(recall, continuation="best")),
         "sampled": make("sampled", make_gpt("cosine", "table"), str, kept),
         "beam": make("beam", make_gpt("dot", "hashed"), int, beam),
+        "members": make("members", make_gpt("cosine", "hashed", "gate", members=2), int, recall),
     }
 
 
@@ -162,7 +170,7 @@ def served(request, models, tmp_path_factory):
     return request.param, place, answers, imported
 
 
-@pytest.mark.parametrize("name", ["mean", "best", "sampled", "beam"])
+@pytest.mark.parametrize("name", ["mean", "best", "sampled", "beam", "members"])
 def test_the_lists_are_those_of_the_recall_engine(served, models, name):
     _, _, answers, _ = served
     for quotas, answer in zip([ONE_STEP, QUOTAS], answers[name], strict=True):
