@@ -52,14 +52,14 @@ class ModelSettings:
     """The GPT."""
 
     width: Positive = 128
-    """Size of the item vectors and of the hidden state."""
+    """Size of the item vectors and of the hidden state, members together."""
     layers: Positive = 2
     """Number of transformer blocks."""
     heads: Positive = 2
-    """Attention heads; must divide `width`."""
+    """Attention heads of each member; must divide its share of `width`."""
     members: Positive = 1
-    """Models side by side, each with its share of `width` and `heads` and a loss of its own; their mean score
-    counts. They err differently, and together less. Must divide `heads`."""
+    """Models side by side, each with an equal share of `width` and a loss of its own; their mean score counts.
+    They err differently, and together less."""
     max_history: Annotated[int, Field(ge=2)] = 50
     """Longest input, in items per user, generated ones included; older items are cut off."""
     similarity: Literal["cosine", "dot"] = "cosine"
@@ -72,10 +72,9 @@ class ModelSettings:
     user: UserSettings = Field(default_factory=UserSettings)
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
-        if self.heads % self.members:
-            raise ValueError(f"members={self.members} does not divide heads={self.heads}")
+        if self.width % (self.heads * self.members):
+            of_members = f" of {self.members} members" if self.members > 1 else ""
+            raise ValueError(f"heads={self.heads}{of_members} does not divide width={self.width}")
 
 
 @dataclass(config=_STRICT)

@@ -300,7 +300,7 @@ def encode(xp, erf, weights, model, items_BLD, segments_BL, mask_BL, users_BD):
     visible_B1LL = (itself_LL | earlier_LL & mask_BL[:, None])[:, None]
     for block in (f"blocks.{layer}" for layer in range(model["layers"])):
         qkv = linear(f"{block}.attention.query_key_value", norm(f"{block}.attention_norm", x_BLD))
-        qkv = qkv.reshape(*mask_BL.shape, 3, model["heads"], -1)
+        qkv = qkv.reshape(*mask_BL.shape, 3, model["heads"] * model["members"], -1)
         query, key, value = (qkv[:, :, part].swapaxes(1, 2) for part in range(3))
         scores = xp.where(visible_B1LL, query @ key.swapaxes(2, 3) / math.sqrt(query.shape[-1]), -math.inf)
         shares = xp.exp(scores - xp.amax(scores, -1, keepdims=True))

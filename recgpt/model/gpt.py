@@ -54,7 +54,7 @@ class Block(nn.Module):
         super().__init__()
         width, members = settings.width, settings.members
         self.attention_norm = member_norm(width, members)
-        self.attention = CausalSelfAttention(width, settings.heads, members)
+        self.attention = CausalSelfAttention(width, settings.heads * members, members)
         self.feed_forward_norm = member_norm(width, members)
         self.feed_forward = FeedForward(width, members)
         self.dropout = nn.Dropout(settings.dropout)

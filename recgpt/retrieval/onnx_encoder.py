@@ -174,7 +174,8 @@ def _hidden(graph: _Graph, places_L: str) -> str:
 
 
 def _block(graph: _Graph, name: str, settings: ModelSettings, x_BLD: str, hidden_B1LL: str) -> str:
-    heads, head_width = settings.heads, settings.width // settings.heads
+    heads = settings.heads * settings.members
+    head_width = settings.width // heads
     normed = graph.norm(f"{name}.attention_norm", x_BLD)
     qkv = graph.linear(f"{name}.attention.query_key_value", normed)
     qkv_BL3HK = graph.op("Reshape", qkv, graph.integers(0, 0, 3, heads, head_width))

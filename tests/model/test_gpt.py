@@ -15,7 +15,7 @@ def gpt(request):
     torch.manual_seed(0)
     combine, members = request.param
     user = UserSettings(kind="hashed", buckets=10, combine=combine)
-    settings = ModelSettings(width=WIDTH, layers=2, heads=4, members=members, max_history=6, user=user)
+    settings = ModelSettings(width=WIDTH, layers=2, heads=2, members=members, max_history=6, user=user)
     return GPT(settings).double().eval()
 
 

@@ -21,10 +21,8 @@ def parts(similarity, loss, members, combine="add"):
     """A GPT and an item table, with weights large enough to matter, in float64."""
     torch.manual_seed(0)
     user = UserSettings(kind="hashed", buckets=5, combine=combine)
-    width, heads = WIDTH * members // MEMBERS, 2 * members
-    settings = ModelSettings(
-        width=width, layers=2, heads=heads, members=members, similarity=similarity, user=user
-    )
+    width = WIDTH * members // MEMBERS
+    settings = ModelSettings(width=width, layers=2, members=members, similarity=similarity, user=user)
     table = ItemTable(NUM_ITEMS, width, 0, loss, COUNTS, similarity == "cosine", members).double()
     table.weight.data *= 30
     gpt = GPT(settings).double().eval()

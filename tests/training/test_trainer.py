@@ -83,7 +83,7 @@ CLIPPED = {
     "clipped-sharded-zero3": clipped(VARIANTS["sharded-zero3"]),
     "clipped-sharded-zero2, in parts": clipped(VARIANTS["sharded-zero2, in parts"]),
 }
-USER_TABLE = SETTINGS["model"] | {"user": {"kind": "table"}}
+USER_TABLE = SETTINGS["model"] | {"user": {"kind": "table"}, "members": 2}
 PERSONAL = {
     "user table": VARIANTS["sharded-zero1"] | {"model": USER_TABLE},
     "user table, zero3": VARIANTS["zero3"] | {"model": USER_TABLE},
