@@ -31,7 +31,7 @@ from recgpt.errors import UserError
 
 UNDISTURBED = "undisturbed"
 SETTINGS = """
-model: {{width: 16, layers: 1, heads: 1, max_history: 12}}
+model: {{width: 16, layers: 1, heads: 1, members: 1, max_history: 12}}
 data: {{tokens_per_batch: {tokens_per_batch}, lanes: 4}}
 item_table: {{placement: sharded}}
 pretrain: {{max_epochs: {epochs}}}

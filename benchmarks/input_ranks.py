@@ -27,7 +27,7 @@ PARTS_OF_EPOCH = 4
 
 def attention_forms(log: str, tokens: int, repetitions: int) -> list[dict[str, Any]]:
     """Forward and backward of the GPT's body in each form: CPU seconds, tokens and positions of batches."""
-    settings = ModelSettings(width=64, dropout=0.0, max_history=MAX_HISTORY)
+    settings = ModelSettings(width=64, members=1, dropout=0.0, max_history=MAX_HISTORY)
     gpt = GPT(settings)
     table = lane_table(0, USERS_PER_LANE, training_lengths(Path(log)), np.random.default_rng(0))
     rows: dict[str, dict[str, Any]] = {

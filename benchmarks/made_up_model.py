@@ -13,7 +13,7 @@ from recgpt.model.gpt import GPT
 from recgpt.model.item_table import initial_rows
 
 # As in the published model, and the size that all figures of recall are for.
-MODEL = ModelSettings(width=64, similarity="dot")
+MODEL = ModelSettings(width=64, members=1, similarity="dot")
 RECALL = RecallSettings(continuation="best")
 
 

@@ -55,7 +55,7 @@ class Training:
         else:
             self.table = ItemTable(num_items, width, 0, loss, counts)
             self.row_optimizer = None
-        gpt = GPT(ModelSettings(width=width, max_history=HISTORY_TOKENS))
+        gpt = GPT(ModelSettings(width=width, members=1, max_history=HISTORY_TOKENS))
         self.engine = DenseEngine(NextItemModel(gpt, self.table), settings, read_deepspeed_config(deepspeed))
         self.updated_rows = 0
         """Of this rank, in the last step."""

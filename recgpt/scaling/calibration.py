@@ -77,7 +77,7 @@ def _fitted_to_trainings(machine: Machine, threads: int, also_loaded_bytes: int)
     for width, num_items, tokens in _TRIALS:
         settings = TrainSettings(
             threads_per_worker=threads,
-            model=ModelSettings(width=width),
+            model=ModelSettings(width=width, members=1),
             loss=LossSettings(kind="full"),
             stages=("pretrain",),
         )
