@@ -58,8 +58,8 @@ class ModelSettings:
     heads: Positive = 2
     """Attention heads of each member; must divide its share of `width`."""
     members: Positive = 1
-    """Models side by side, each with an equal share of `width` and a loss of its own; their mean score counts.
-    They err differently, and together less."""
+    """Models side by side, each with an equal share of `width` and a loss of its own; their mean score
+    counts. They err differently, and together less."""
     max_history: Annotated[int, Field(ge=2)] = 50
     """Longest input, in items per user, generated ones included; older items are cut off."""
     similarity: Literal["cosine", "dot"] = "cosine"
