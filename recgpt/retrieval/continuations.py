@@ -3,7 +3,8 @@
 With one branch (`OnePath`) what is appended comes from the items that the step found:
 
 - `mean`: the sum over them of exp(score_i / temperature) / (their sum) x the vector of item i, brought to
-  length 1 where all vectors have it. One guess is mostly wrong; all of them say where the model looks.
+  length 1 where all vectors have it (of several members, the part of each). One guess is mostly wrong; all of
+  them say where the model looks.
 - `best`: the first of them.
 - `sampled`: item i with the probability that is its weight in `mean`. It is the first at which the
   running sum of probabilities, from the best item on, exceeds a number in [0, 1) that depends on the user's

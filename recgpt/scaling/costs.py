@@ -191,8 +191,8 @@ def exchanged_bytes(settings: TrainSettings, work: Workload, zero_stage: int) ->
     """Bytes that a rank hands over in a step for lookups, for the loss, and for the dense weights.
 
     Lookups: an id, a row and its gradient for each distinct item. Loss of a sharded table: interest vectors
-    gathered, three sums over targets, gradients of interest vectors reduced. Dense: gradients reduced and
-    weights gathered once (stage 3: gathered twice more).
+    gathered, three sums over targets of each member, gradients of interest vectors reduced. Dense: gradients
+    reduced and weights gathered once (stage 3: gathered twice more).
     """
     ranks, width = settings.workers, settings.model.width
     dense = FLOAT * dense_weights(settings, work.num_items) * (2 if zero_stage < 3 else 4)
@@ -201,7 +201,7 @@ def exchanged_bytes(settings: TrainSettings, work: Workload, zero_stage: int) ->
     value = 2 if settings.item_table.row_dtype == "bfloat16" else FLOAT
     lookups = work.load.distinct_items / ranks * (8 + 2 * width * value)
     # A ring sends what it reduces twice, what it gathers from the others once.
-    loss = FLOAT * work.load.tokens * (width + 2 * width + 2 * 3)
+    loss = FLOAT * work.load.tokens * (width + 2 * width + 2 * 3 * settings.model.members)
     return lookups, loss, dense
 
 
