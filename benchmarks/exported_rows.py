@@ -52,7 +52,7 @@ def compare_rows(
     all_finite, first = True, 0
     for rows_ND in ranges:
         end = first + len(rows_ND)
-        initial_ND = initial_rows(settings.seed, first, end, settings.model.width)
+        initial_ND = initial_rows(settings.seed, first, end, settings.model.vector_width)
         all_finite = all_finite and bool(rows_ND.isfinite().all())
         moved.append((rows_ND != initial_ND).any(1).numpy())
         first = end

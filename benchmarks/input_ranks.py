@@ -38,7 +38,9 @@ def attention_forms(log: str, tokens: int, repetitions: int) -> list[dict[str, A
         interest = []
         for name, form in FORMS.items():
             item_TD = torch.randn(
-                len(step.batch.item_index_T), settings.width, generator=torch.Generator().manual_seed(number)
+                len(step.batch.item_index_T),
+                settings.vector_width,
+                generator=torch.Generator().manual_seed(number),
             ).requires_grad_()
             begun = time.process_time()
             layout = Layout.from_offsets(step.batch.offsets)

@@ -104,6 +104,7 @@ class Benchmark:
             "threads_per_worker": max(1, 2 // workers),
             "checkpoint_every_steps": self.size.checkpoint_every_steps,
             "model.width": 64,
+            "model.members": 1,
             "model.similarity": "dot",
             "model.dropout": 0.1,
             "item_table.placement": "sharded",

@@ -40,4 +40,4 @@ def write_model(url: str, dataset: HistoryDataset) -> None:
         dataset_fingerprint=dataset.fingerprint,
     )
     gpt = made_up_gpt(info.model)
-    save_model(url, info, gpt.state_dict(), [made_up_table(info.num_items, info.model.width)])
+    save_model(url, info, gpt.state_dict(), [made_up_table(info.num_items, info.model.vector_width)])

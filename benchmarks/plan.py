@@ -43,7 +43,7 @@ class Case:
 CASES = (
     Case("default settings, Beauty's size", 12_101, 1),
     Case("the same, 2 workers", 12_101, 2),
-    Case("width 64, three layers", 12_101, 1, ("model.width=64", "model.layers=3")),
+    Case("width 64, three layers", 12_101, 1, ("model.members=1", "model.layers=3")),
     Case("4,096 tokens, 2 workers", 3_000, 2, ("data.tokens_per_batch=4096",)),
     Case("sharded, full loss, 2 workers", 20_000, 2, (SHARDED, "loss.kind=full")),
     Case("sharded, drawn items", 1_000_000, 1, (SHARDED, "loss.negatives=2048")),
@@ -52,7 +52,7 @@ CASES = (
         "4 million items, Adagrad, 2 workers",
         4_000_000,
         2,
-        (SHARDED, "loss.negatives=2048", "item_table.optimizer=adagrad", "model.width=64"),
+        (SHARDED, "loss.negatives=2048", "item_table.optimizer=adagrad", "model.members=1", "model.width=64"),
     ),
     Case("ZeRO-3, 2 workers", 12_101, 2, ("deepspeed=zero3",)),
 )

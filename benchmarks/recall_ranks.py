@@ -49,7 +49,7 @@ def published(dataset: str, users: int, turns: int) -> dict[str, Any]:
     histories = pa.concat_tables(whole.read_row_group(group, columns) for group in whole.row_groups)
     settings = RECALL
     gpt = made_up_gpt(MODEL)
-    table_RD = made_up_table(whole.num_items, gpt.settings.width)
+    table_RD = made_up_table(whole.num_items, gpt.settings.vector_width)
     ours = AutoregressiveRecall(gpt, ExactIndex(table_RD, settings.block_items), settings)
     sides: dict[str, Callable[[pa.Table], IntArray]] = {RECGPT: partial(_recommend, ours)}
     for side, all_positions in ((PUBLISHED, True), (LAST_POSITION, False)):
@@ -100,12 +100,12 @@ def recall_and_products(
     """
     settings = replace(RECALL, k=sum(quotas), quotas=tuple(quotas), batch_users=batch_users)
     gpt = made_up_gpt(MODEL)
-    table_RD = torch.from_numpy(random_rows(num_items + 1, gpt.settings.width, seed=0))
+    table_RD = torch.from_numpy(random_rows(num_items + 1, gpt.settings.vector_width, seed=0))
     recall = AutoregressiveRecall(gpt, ExactIndex(table_RD, settings.block_items), settings)
     users = batch_users * batches
     item_T = torch.from_numpy(np.random.default_rng(0).integers(1, num_items + 1, users * history))
     offsets = torch.arange(0, len(item_T) + 1, history)
-    interest_BD = torch.from_numpy(random_rows(batch_users, gpt.settings.width, seed=1))
+    interest_BD = torch.from_numpy(random_rows(batch_users, gpt.settings.vector_width, seed=1))
 
     def products(search: BlockSearch) -> None:
         for quota in quotas * batches:

@@ -63,7 +63,7 @@ def measure(log: Path, size: Size) -> dict[str, Result]:
 def _settings(width: int, size: Size) -> dict[str, Any]:
     stage = {"max_epochs": size.epochs, "patience": size.epochs}
     return {
-        "model": {"width": width},
+        "model": {"width": width, "members": 1},
         "data": {"tokens_per_batch": size.tokens},
         "pretrain": stage,
         "prompt_tune": stage,

@@ -115,7 +115,7 @@ def check_model(url: str, dataset: str | None) -> str:
     fingerprint = model_fingerprint(folder)
     info, gpt = load_without_items(folder)
     check_finite(folder, gpt.parameters())
-    return f"{folder}, {info.num_items:,} items of width {info.model.width}, {fingerprint[:12]}"
+    return f"{folder}, {info.num_items:,} items of width {info.model.vector_width}, {fingerprint[:12]}"
 
 
 app = verb_app(command)

@@ -52,14 +52,14 @@ class ModelSettings:
     """The GPT."""
 
     width: Positive = 128
-    """Size of the item vectors and of the hidden state, members together."""
+    """Size of the hidden state, and of the item vectors, of each member."""
     layers: Positive = 2
     """Number of transformer blocks."""
     heads: Positive = 2
-    """Attention heads of each member; must divide its share of `width`."""
-    members: Positive = 1
-    """Models side by side, each with an equal share of `width` and a loss of its own; their mean score
-    counts. They err differently, and together less."""
+    """Attention heads of each member; must divide `width`."""
+    members: Positive = 6
+    """Models like this side by side, each with a loss of its own; their mean score counts. They err
+    differently, and together less. Work and memory grow with them: item vectors are as wide as all together."""
     max_history: Annotated[int, Field(ge=2)] = 50
     """Longest input, in items per user, generated ones included; older items are cut off."""
     similarity: Literal["cosine", "dot"] = "cosine"
@@ -67,14 +67,18 @@ class ModelSettings:
     stay short, are not behind; or `dot`, their dot product."""
     temperature: Annotated[float, Field(gt=0)] = 0.07
     """Similarity `cosine`: what it is divided by; the lower, the sharper."""
-    dropout: Rate = 0.5
+    dropout: Rate = 0.45
     """Dropout on the input vectors and after each attention and feed-forward part; less for large logs."""
     user: UserSettings = Field(default_factory=UserSettings)
 
     def __post_init__(self) -> None:
-        if self.width % (self.heads * self.members):
-            of_members = f" of {self.members} members" if self.members > 1 else ""
-            raise ValueError(f"heads={self.heads}{of_members} does not divide width={self.width}")
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+
+    @property
+    def vector_width(self) -> int:
+        """D, the size of the item vectors: those of the members end to end."""
+        return self.members * self.width
 
 
 @dataclass(config=_STRICT)
@@ -181,7 +185,7 @@ class ValidationSettings:
 class StageSettings:
     """One training stage."""
 
-    max_epochs: Positive = 40
+    max_epochs: Positive = 32
     """Epochs at most."""
     patience: Positive = 10
     """Validations without a new best after which the stage ends."""

@@ -68,7 +68,7 @@ def test_an_unknown_key_names_the_nearest_known_one(override, nearest):
         "model.width=many",
         "model.dropout=1.5",
         "model.heads=3",
-        "model.members=3",
+        "model.members=0",
         "recall.k=10",
         "data.lanes=0",
         "workers=5",

@@ -126,7 +126,7 @@ def _write_part(folder: Path, number: int, table: pa.Table) -> HistoryFile:
 def write_model(folder: Path, dataset: HistoryDataset) -> None:
     """A model of user kind `table` for that dataset, its tables in several files."""
     user = UserSettings(kind="table")
-    settings = ModelSettings(width=WIDTH, layers=1, heads=2, max_history=6, user=user)
+    settings = ModelSettings(width=WIDTH, members=1, layers=1, heads=2, max_history=6, user=user)
     hashes = torch.from_numpy(np.sort(stable_hash(pa.array(list(HISTORIES), pa.int64()))))
     table = torch.Generator().manual_seed(0)
     info = ModelInfo(

@@ -173,7 +173,7 @@ def load_model(url: str) -> tuple[ModelInfo, GPT, Tensor]:
     """
     info, gpt = load_without_items(url)
     num_rows = info.num_items + 1
-    return info, gpt, _load_table(url, ITEM_TABLE, num_rows, info.model.width, 0, num_rows)
+    return info, gpt, _load_table(url, ITEM_TABLE, num_rows, info.model.vector_width, 0, num_rows)
 
 
 def load_without_items(url: str) -> tuple[ModelInfo, GPT]:
@@ -186,7 +186,7 @@ def load_without_items(url: str) -> tuple[ModelInfo, GPT]:
     if info.model.user.kind == "table":
         gpt.known_users = read_known_users(url)
         num_rows = gpt.known_users.num_rows
-        gpt.user = UserVectors(_load_table(url, USER_TABLE, num_rows, info.model.width, 0, num_rows))
+        gpt.user = UserVectors(_load_table(url, USER_TABLE, num_rows, info.model.vector_width, 0, num_rows))
     return info, gpt.eval()
 
 
@@ -202,7 +202,7 @@ def open_item_table(url: str, info: ModelInfo, first: int, end: int) -> RowRange
         pieces = table_pieces(url, ITEM_TABLE, num_rows, first, end, _map_tensors)
         return RowRanges([rows_ND for _, rows_ND in pieces])
     before = first % _ALIGNED_ROWS
-    table_RD = _load_table(url, ITEM_TABLE, num_rows, info.model.width, first - before, end)
+    table_RD = _load_table(url, ITEM_TABLE, num_rows, info.model.vector_width, first - before, end)
     return RowRanges([table_RD[before:]])
 
 
@@ -272,7 +272,7 @@ def table_pieces(
     Raises ``UserError`` as ``load_model``.
     """
     description = _read_description(url)
-    width = _info(description, storage.join(url, INFO_FILE)).model.width
+    width = _info(description, storage.join(url, INFO_FILE)).model.vector_width
     files = _table_files(url, description, name)
     total = sum(entry["rows"] for entry in files)
     if total != num_rows:

@@ -16,7 +16,7 @@ def weights_per_token(model: ModelSettings) -> int:
     """Weights of the GPT that every token is multiplied by: attention's four and the feed-forward part's two
     matrices in each layer, and the gate of the user module.
     """
-    square = model.width**2 // model.members  # a member has its share of the rows, and of the columns
+    square = model.members * model.width**2
     gate = 2 * square if model.user.kind != "none" and model.user.combine == "gate" else 0
     return model.layers * (4 + 2 * FEED_FORWARD_FACTOR) * square + gate
 
@@ -42,6 +42,6 @@ def training_flops(
         scored_per_target: see ``scored_items``.
     """
     matrices = 2 * weights_per_token(model) * tokens
-    attention = 2 * 2 * model.layers * model.width * attended_pairs  # scores, and the sum of values
-    scores = 2 * model.width * targets * scored_per_target
+    attention = 2 * 2 * model.layers * model.vector_width * attended_pairs  # scores, and the sum of values
+    scores = 2 * model.vector_width * targets * scored_per_target
     return _FORWARD_AND_BACKWARD * (matrices + attention + scores)

@@ -52,7 +52,7 @@ class Block(nn.Module):
 
     def __init__(self, settings: ModelSettings):
         super().__init__()
-        width, members = settings.width, settings.members
+        width, members = settings.vector_width, settings.members
         self.attention_norm = member_norm(width, members)
         self.attention = CausalSelfAttention(width, settings.heads * members, members)
         self.feed_forward_norm = member_norm(width, members)
@@ -94,11 +94,11 @@ class GPT(nn.Module):
     def __init__(self, settings: ModelSettings):
         super().__init__()
         self.settings = settings
-        self.position = nn.Embedding(settings.max_history, settings.width)
-        self.segment = nn.Embedding(2, settings.width)
+        self.position = nn.Embedding(settings.max_history, settings.vector_width)
+        self.segment = nn.Embedding(2, settings.vector_width)
         self.user = user_module(settings)
         gated = settings.user.kind != "none" and settings.user.combine == "gate"
-        width, members = settings.width, settings.members
+        width, members = settings.vector_width, settings.members
         self.user_gate = MemberLinear(2 * width, width, members, parts_in=2) if gated else None
         self.known_users: KnownUsers | None = None
         self.dropout = nn.Dropout(settings.dropout)
@@ -216,7 +216,7 @@ def user_module(settings: ModelSettings) -> nn.Module | None:
     """The user vectors that are part of the GPT; None if there are none, or if they are set from outside."""
     if settings.user.kind != "hashed":
         return None
-    return nn.Embedding(settings.user.buckets + 1, settings.width)
+    return nn.Embedding(settings.user.buckets + 1, settings.vector_width)
 
 
 def _initialise(module: nn.Module) -> None:

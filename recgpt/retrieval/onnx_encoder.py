@@ -64,7 +64,7 @@ class _Graph:
     def __init__(self, onnx: Any, weights: dict[str, Tensor], settings: ModelSettings):
         self.onnx = onnx
         self.weights = weights
-        self.members, self.share = settings.members, settings.width // settings.members
+        self.members, self.width = settings.members, settings.width
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
 
@@ -95,14 +95,14 @@ class _Graph:
         scale, shift = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
         if self.members == 1:
             return self.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=1e-5)
-        one = self.constant("one", np.ones(self.share, np.float32))
+        one = self.constant("one", np.ones(self.width, np.float32))
         normed = self.op("LayerNormalization", self.shares(x), one, axis=-1, epsilon=1e-5)
         normed = self.op("Reshape", normed, self.op("Shape", x))
         return self.op("Add", self.op("Mul", normed, scale), shift)
 
     def shares(self, x: str) -> str:
         """[N, M, S] of vectors whose last dimension is D = M x S."""
-        return self.op("Reshape", x, self.integers(-1, self.members, self.share))
+        return self.op("Reshape", x, self.integers(-1, self.members, self.width))
 
 
 def _model(onnx: Any, gpt: GPT) -> Any:
@@ -117,13 +117,13 @@ def _model(onnx: Any, gpt: GPT) -> Any:
     graph.nodes.append(onnx.helper.make_node("Identity", [interest_BD], ["interest"]))
     float32, int64, boolean = (getattr(onnx.TensorProto, kind) for kind in ("FLOAT", "INT64", "BOOL"))
     inputs = [
-        ("item_vectors", float32, ["batch", "length", settings.width]),
+        ("item_vectors", float32, ["batch", "length", settings.vector_width]),
         ("segments", int64, ["batch", "length"]),
         ("mask", boolean, ["batch", "length"]),
     ]
     if settings.user.kind != "none":
-        inputs.append(("user_vectors", float32, ["batch", settings.width]))
-    output = onnx.helper.make_tensor_value_info("interest", float32, ["batch", settings.width])
+        inputs.append(("user_vectors", float32, ["batch", settings.vector_width]))
+    output = onnx.helper.make_tensor_value_info("interest", float32, ["batch", settings.vector_width])
     return onnx.helper.make_model(
         onnx.helper.make_graph(
             graph.nodes,
@@ -174,8 +174,7 @@ def _hidden(graph: _Graph, places_L: str) -> str:
 
 
 def _block(graph: _Graph, name: str, settings: ModelSettings, x_BLD: str, hidden_B1LL: str) -> str:
-    heads = settings.heads * settings.members
-    head_width = settings.width // heads
+    heads, head_width = settings.heads * settings.members, settings.width // settings.heads
     normed = graph.norm(f"{name}.attention_norm", x_BLD)
     qkv = graph.linear(f"{name}.attention.query_key_value", normed)
     qkv_BL3HK = graph.op("Reshape", qkv, graph.integers(0, 0, 3, heads, head_width))
@@ -188,7 +187,7 @@ def _block(graph: _Graph, name: str, settings: ModelSettings, x_BLD: str, hidden
     scores = graph.op("Add", graph.op("Mul", scores, graph.number(head_width**-0.5)), hidden_B1LL)
     attended = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), value)
     attended = graph.op("Transpose", attended, perm=[0, 2, 1, 3])
-    attended_BLD = graph.op("Reshape", attended, graph.integers(0, 0, settings.width))
+    attended_BLD = graph.op("Reshape", attended, graph.integers(0, 0, settings.vector_width))
     x_BLD = graph.op("Add", x_BLD, graph.linear(f"{name}.attention.output", attended_BLD))
     inner = graph.linear(f"{name}.feed_forward.0", graph.norm(f"{name}.feed_forward_norm", x_BLD))
     return graph.op("Add", x_BLD, graph.linear(f"{name}.feed_forward.2", graph.op("Gelu", inner)))
@@ -214,7 +213,7 @@ def _check(session: Any, gpt: GPT, longest: int) -> None:
     length_B = torch.tensor([longest, 1, (longest + 1) // 2])
     mask_BL = torch.arange(longest) < length_B[:, None]
     mask_BL[-1] = mask_BL[-1].flip(0)  # padded on the left, the others on the right
-    item_BLD = torch.randn(*mask_BL.shape, gpt.settings.width, generator=generator)
+    item_BLD = torch.randn(*mask_BL.shape, gpt.settings.vector_width, generator=generator)
     segment_BL = torch.randint(0, 2, mask_BL.shape, generator=generator)
     user_row_B = torch.tensor([1, 0, 1])
     layout = Layout.from_offsets(offsets_of_lengths(length_B))

@@ -78,9 +78,9 @@ def write_serving_folder(url: str, format: Format, model: str, dataset: HistoryD
         weights = {name: value for name, value in weights_as_one(gpt).items() if not name.startswith("user.")}
         files.write("encoder.safetensors", safetensors.torch.save(weights))
     if format == "faiss":
-        _write_faiss(files, info.model.width, _item_pieces(model, info))
+        _write_faiss(files, info.model.vector_width, _item_pieces(model, info))
     else:
-        shape = (info.num_items + FIRST_ITEM, info.model.width)
+        shape = (info.num_items + FIRST_ITEM, info.model.vector_width)
         files.write_array("item_vectors.npy", "<f4", shape, _item_pieces(model, info))
     if gpt.user is not None:
         _write_users(files, gpt)

@@ -82,9 +82,7 @@ def _unit(model: ModelSettings) -> str:
         return ""
     if model.members == 1:
         return " and brought to length 1"
-    return (
-        f" and each of its {model.members} parts of {model.width // model.members} values brought to length 1"
-    )
+    return f" and each of its {model.members} parts of {model.width} values brought to length 1"
 
 
 def readme(format: str, info: ModelInfo, files: Sequence[str]) -> str:
@@ -92,7 +90,7 @@ def readme(format: str, info: ModelInfo, files: Sequence[str]) -> str:
     model, recall = info.model, info.recall
     values = {
         "opset": OPSET,
-        "width": model.width,
+        "width": model.vector_width,
         "items": info.num_items,
         "rows": info.num_items + 1,
         "buckets": model.user.buckets,
@@ -113,5 +111,5 @@ def readme(format: str, info: ModelInfo, files: Sequence[str]) -> str:
         continuation=_CONTINUATIONS[recall.continuation].format(**values),
         max_history=model.max_history,
         quotas=" + ".join(map(str, recall.quotas)),
-        width=model.width,
+        width=model.vector_width,
     )

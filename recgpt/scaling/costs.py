@@ -79,13 +79,13 @@ def dense_weights(settings: TrainSettings, num_items: int) -> int:
     """Weights that the engine trains: the GPT, and the item table if it is replicated."""
     with torch.device("meta"):
         gpt = sum(weight.numel() for weight in GPT(settings.model).parameters())
-    table = 0 if is_sharded(settings.item_table, num_items) else (num_items + 1) * settings.model.width
+    table = 0 if is_sharded(settings.item_table, num_items) else (num_items + 1) * settings.model.vector_width
     return gpt + table
 
 
 def memory_per_rank(settings: TrainSettings, work: Workload, zero_stage: int, machine: Machine) -> Memory:
     """Peak memory of a rank in training."""
-    ranks, width = settings.workers, settings.model.width
+    ranks, width = settings.workers, settings.model.vector_width
     weights = dense_weights(settings, work.num_items)
     shared = weights / ranks
     whole = FLOAT * (weights if zero_stage < 3 else shared + weights)  # stage 3 keeps a readable twin
@@ -111,7 +111,7 @@ def memory_per_rank(settings: TrainSettings, work: Workload, zero_stage: int, ma
 
 def table_bytes(settings: TrainSettings, work: Workload) -> tuple[float, float, float]:
     """Rows, optimizer state and gradient of a rank's part of a sharded item table."""
-    table, width = settings.item_table, settings.model.width
+    table, width = settings.item_table, settings.model.vector_width
     if not is_sharded(table, work.num_items):
         return 0.0, 0.0, 0.0
     rows = (work.num_items + 1) / settings.workers
@@ -133,8 +133,8 @@ def _loss_bytes(settings: TrainSettings, work: Workload) -> float:
     """Blocks of scores and their softmax; of a replicated table also the gradient before it is scaled."""
     blocks = 2.0 * KEPT_BYTES
     if is_sharded(settings.item_table, work.num_items):
-        return blocks + 3 * FLOAT * work.load.tokens * settings.model.width
-    return blocks + 2 * FLOAT * (work.num_items + 1) * settings.model.width
+        return blocks + 3 * FLOAT * work.load.tokens * settings.model.vector_width
+    return blocks + 2 * FLOAT * (work.num_items + 1) * settings.model.vector_width
 
 
 def step_time(settings: TrainSettings, work: Workload, zero_stage: int, machine: Machine) -> StepTime:
@@ -174,7 +174,7 @@ def exchange_seconds(size: float, calls: int, ranks: int, machine: Machine) -> f
 
 def moved_bytes(settings: TrainSettings, work: Workload) -> float:
     """Bytes that a rank reads and writes in a step, outside of matrix products."""
-    ranks, width, load = settings.workers, settings.model.width, work.load
+    ranks, width, load = settings.workers, settings.model.vector_width, work.load
     blocks = _MOVED_WIDTHS_PER_BLOCK * settings.model.layers * width * load.tokens / ranks
     scored = settings.model.members * scored_items(settings.loss, work.num_items, load.tokens)
     scores = load.tokens * scored / ranks
@@ -194,7 +194,7 @@ def exchanged_bytes(settings: TrainSettings, work: Workload, zero_stage: int) ->
     gathered, three sums over targets of each member, gradients of interest vectors reduced. Dense: gradients
     reduced and weights gathered once (stage 3: gathered twice more).
     """
-    ranks, width = settings.workers, settings.model.width
+    ranks, width = settings.workers, settings.model.vector_width
     dense = FLOAT * dense_weights(settings, work.num_items) * (2 if zero_stage < 3 else 4)
     if not is_sharded(settings.item_table, work.num_items):
         return 0.0, 0.0, dense

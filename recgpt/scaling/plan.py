@@ -127,9 +127,11 @@ def recall_seconds(settings: TrainSettings, work: Workload, machine: Machine) ->
     """Of one user: the history encoded, then in each step one position and scores of all items."""
     model, steps = settings.model, len(settings.recall.quotas)
     tokens = min(work.load.tokens / work.load.users + 1, model.max_history)
-    flops = 2 * weights_per_token(model) * (tokens + steps - 1) + 2 * steps * model.width * work.num_items
+    flops = (
+        2 * weights_per_token(model) * (tokens + steps - 1) + 2 * steps * model.vector_width * work.num_items
+    )
     scores = FLOAT * 2 * steps * work.num_items
-    moved = scores + FLOAT * steps * model.width * work.num_items / settings.recall.batch_users
+    moved = scores + FLOAT * steps * model.vector_width * work.num_items / settings.recall.batch_users
     return (
         flops / (machine.matrix_flops * machine.matrix_efficiency)
         + moved / (machine.memory_bandwidth * machine.memory_efficiency)

@@ -102,7 +102,7 @@ def build_model(settings: TrainSettings, dataset: HistoryDataset, device: torch.
     if settings.model.user.kind == "table":
         gpt.known_users = known_users(dataset)
         gpt.user = user_table(settings, gpt.known_users.num_rows, device)
-    width, num_items, table = settings.model.width, dataset.num_items, settings.item_table
+    width, num_items, table = settings.model.vector_width, dataset.num_items, settings.item_table
     count_R = torch.from_numpy(np.concatenate([[0], dataset.item_counts()]))
     unit_rows, members = settings.model.similarity == "cosine", settings.model.members
     check_item_table(table, num_items, collectives.world_size())
@@ -140,7 +140,7 @@ def user_table(settings: TrainSettings, num_rows: int, device: torch.device) -> 
         )
     dtype = getattr(torch, settings.item_table.row_dtype)
     seed = settings.seed + _USER_TABLE_SEED
-    return ShardedTable(num_rows, settings.model.width, seed, device, dtype)
+    return ShardedTable(num_rows, settings.model.vector_width, seed, device, dtype)
 
 
 def known_users(dataset: HistoryDataset) -> KnownUsers:

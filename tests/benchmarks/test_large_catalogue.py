@@ -119,7 +119,7 @@ def test_a_process_that_has_ended_takes_no_memory():
 # Exported rows
 
 LOSS = LossSettings(kind="sampled", negatives=2, popularity_share=0.5, popularity_power=1.0)
-SETTINGS = TrainSettings(model=ModelSettings(width=4), loss=LOSS)
+SETTINGS = TrainSettings(model=ModelSettings(width=4, members=1), loss=LOSS)
 
 
 def test_rows_in_training_are_inputs_and_targets(tmp_path, write_dataset):

@@ -43,7 +43,7 @@ TINY = Size(
 
 @pytest.fixture(scope="module")
 def gpt():
-    return made_up_gpt(ModelSettings(width=64, max_history=20))
+    return made_up_gpt(ModelSettings(width=64, members=1, max_history=20))
 
 
 @pytest.fixture(scope="module")

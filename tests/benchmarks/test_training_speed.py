@@ -20,7 +20,7 @@ TINY = Size(widths=(8,), num_users=600, num_items=40, tokens=256, epochs=2, batc
 
 def test_a_pass_for_every_position_generates_what_one_pass_does(tmp_path):
     dataset = write_dataset(tmp_path, 20, np.array([2, 3, 9]), num_items=30)
-    settings = from_dict(TrainSettings, {"model": {"width": 8}}, "test")
+    settings = from_dict(TrainSettings, {"model": {"width": 8, "members": 1}}, "test")
     model = build_model(settings, dataset, torch.device("cpu")).eval()
     histories = split_histories(dataset.read_row_group(dataset.row_groups[0]), settings.data.split, "train")
     packed = pack(Histories.from_table(histories), settings.model.max_history)

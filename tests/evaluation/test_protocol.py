@@ -130,7 +130,7 @@ def test_batch_is_a_part_of_the_users():
 def test_ranks_are_those_of_the_served_list(dataset):
     """Each target's rank is its place in what ``recommend`` returns; seen items are out of reach."""
     torch.manual_seed(0)
-    gpt = GPT(ModelSettings(width=8, max_history=8)).eval()
+    gpt = GPT(ModelSettings(width=8, members=1, max_history=8)).eval()
     table_RD = torch.randn(6, 8)
     settings = RecallSettings(k=4, quotas=(3, 1))
     recall = AutoregressiveRecall(gpt, ExactIndex(table_RD, 2), settings)
@@ -145,7 +145,7 @@ def test_ranks_are_those_of_the_served_list(dataset):
 
 def test_a_range_without_held_out_users_gives_no_ranks(dataset):
     (_, users), _ = read_held_out(dataset, dataset.row_groups[1], LEAVE_ONE_OUT, "test", 1)  # the fourth user
-    gpt = GPT(ModelSettings(width=8, max_history=8)).eval()
+    gpt = GPT(ModelSettings(width=8, members=1, max_history=8)).eval()
     table_RD = torch.randn(6, 8)
     recall = AutoregressiveRecall(gpt, ExactIndex(table_RD, 2), RecallSettings(k=2, quotas=(2,)))
     assert ranks_of_recall(recall, users).tolist() == []
@@ -179,7 +179,7 @@ USERS = [
 
 def recall_of_scores(quotas, keep_seen=False) -> AutoregressiveRecall:
     """A model whose interest vector is always (1, 0, 0, 0), and whose items have their score in front."""
-    gpt = GPT(ModelSettings(width=4, max_history=2)).eval()
+    gpt = GPT(ModelSettings(width=4, members=1, max_history=2)).eval()
     gpt.final_norm.weight.data.zero_()
     gpt.final_norm.bias.data = torch.tensor([1.0, 0.0, 0.0, 0.0])
     table_RD = torch.zeros(7, 4)
@@ -224,7 +224,9 @@ def test_metrics_of_the_protocol():
 
 @pytest.mark.parametrize("kind", ["hashed", "table"])
 def test_without_users_all_are_shown_as_unknown(kind):
-    gpt = GPT(ModelSettings(width=4, max_history=4, user=UserSettings(kind=kind, buckets=3))).eval()
+    gpt = GPT(
+        ModelSettings(width=4, members=1, max_history=4, user=UserSettings(kind=kind, buckets=3))
+    ).eval()
     if kind == "table":
         gpt.known_users = KnownUsers(torch.arange(3))
         gpt.user = UserVectors(torch.randn(4, 4))

@@ -152,7 +152,7 @@ def vectors_of_users(gpt, lists):
     lengths = [len(items) for items in lists]
     values = np.array([item for items in lists for item in items], np.int32)
     batch = pack(Histories(values, np.cumsum([0, *lengths]), np.arange(len(lists))), MAX_HISTORY)
-    item_RD = torch.randn(20, gpt.settings.width, generator=torch.Generator().manual_seed(1))
+    item_RD = torch.randn(20, gpt.settings.vector_width, generator=torch.Generator().manual_seed(1))
     layout = Layout.from_offsets(batch.offsets)
     interest = gpt(item_RD[batch.item_index_T], layout, gpt.user_rows(batch.user_hash_B))
     return interest.split(batch.offsets.diff().tolist())
@@ -160,7 +160,7 @@ def vectors_of_users(gpt, lists):
 
 def share_of_padding(history_lengths, monkeypatch):
     """Of all positions that linear layers and attention compute, those that hold no token."""
-    gpt = GPT(ModelSettings(max_history=MAX_HISTORY, dropout=0.0))
+    gpt = GPT(ModelSettings(members=1, max_history=MAX_HISTORY, dropout=0.0))
     computed = {"linear": 0, "attention": 0}
     kernel = F.scaled_dot_product_attention
 
@@ -178,7 +178,7 @@ def share_of_padding(history_lengths, monkeypatch):
     for batch in batches(history_lengths):
         tokens += len(batch.item_index_T)
         layout = Layout.from_offsets(batch.offsets)
-        gpt(torch.randn(len(layout.row), gpt.settings.width), layout, gpt.user_rows(batch.user_hash_B))
+        gpt(torch.randn(len(layout.row), gpt.settings.vector_width), layout, gpt.user_rows(batch.user_hash_B))
     assert tokens > 0
     return {
         "linear": 1 - len(layers) * tokens / computed["linear"],

@@ -29,7 +29,7 @@ USER_ROWS = torch.arange(4.0 * WIDTH).view(-1, WIDTH) - 9
 def make(user_kind="none"):
     torch.manual_seed(0)
     user = UserSettings(kind=user_kind)
-    gpt = GPT(ModelSettings(width=WIDTH, layers=1, heads=2, max_history=5, user=user)).eval()
+    gpt = GPT(ModelSettings(width=WIDTH, members=1, layers=1, heads=2, max_history=5, user=user)).eval()
     return ModelInfo(NUM_ITEMS, "f" * 64, gpt.settings, SplitSettings(), RecallSettings(), "d" * 64), gpt
 
 

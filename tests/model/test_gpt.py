@@ -15,7 +15,8 @@ def gpt(request):
     torch.manual_seed(0)
     combine, members = request.param
     user = UserSettings(kind="hashed", buckets=10, combine=combine)
-    settings = ModelSettings(width=WIDTH, layers=2, heads=2, members=members, max_history=6, user=user)
+    width = WIDTH // members  # of each
+    settings = ModelSettings(width=width, layers=2, heads=2, members=members, max_history=6, user=user)
     return GPT(settings).double().eval()
 
 
@@ -113,7 +114,7 @@ def test_a_gate_lets_through_what_it_is_open_for(gpt):
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_lengths_of_interest_vectors(similarity):
-    settings = ModelSettings(width=WIDTH, similarity=similarity, temperature=0.25)
+    settings = ModelSettings(width=WIDTH, members=1, similarity=similarity, temperature=0.25)
     gpt = GPT(settings).double().eval()
     interest = gpt(torch.randn(5, WIDTH).double(), layout_of(5), torch.tensor([0]))
     length = 1 / 0.25 if similarity == "cosine" else WIDTH**0.5  # a layer norm's

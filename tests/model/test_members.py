@@ -10,7 +10,7 @@ from recgpt.model.gpt import GPT
 from recgpt.model.item_table import ItemTable
 from recgpt.model.members import MemberLinear, weights_as_one
 
-MEMBERS, WIDTH, NUM_ITEMS = 3, 24, 20
+MEMBERS, WIDTH, NUM_ITEMS = 3, 8, 20
 ITEMS = torch.randint(1, NUM_ITEMS + 1, (9,), generator=torch.Generator().manual_seed(1))
 TARGETS = ITEMS.roll(1)
 LAYOUT, USERS = Layout.from_offsets(torch.tensor([0, 3, 4, 9])), torch.tensor([1, 0, 3])
@@ -21,9 +21,10 @@ def parts(similarity, loss, members, combine="add"):
     """A GPT and an item table, with weights large enough to matter, in float64."""
     torch.manual_seed(0)
     user = UserSettings(kind="hashed", buckets=5, combine=combine)
-    width = WIDTH * members // MEMBERS
-    settings = ModelSettings(width=width, layers=2, members=members, similarity=similarity, user=user)
-    table = ItemTable(NUM_ITEMS, width, 0, loss, COUNTS, similarity == "cosine", members).double()
+    settings = ModelSettings(width=WIDTH, layers=2, members=members, similarity=similarity, user=user)
+    table = ItemTable(
+        NUM_ITEMS, settings.vector_width, 0, loss, COUNTS, similarity == "cosine", members
+    ).double()
     table.weight.data *= 30
     gpt = GPT(settings).double().eval()
     for parameter in gpt.parameters():
@@ -78,9 +79,10 @@ def test_a_member_learns_from_its_own_loss_alone():
 
 
 def test_a_layer_of_members_as_one_ordinary_layer():
-    layer = MemberLinear(2 * WIDTH, 3 * WIDTH, MEMBERS, parts_in=2, parts_out=3).double()
-    x_2TD = torch.randn(2, 5, WIDTH, dtype=torch.float64)
-    of_members = [x_2TD[:, :, place : place + 8] for place in range(0, WIDTH, 8)]
+    whole = MEMBERS * WIDTH
+    layer = MemberLinear(2 * whole, 3 * whole, MEMBERS, parts_in=2, parts_out=3).double()
+    x_2TD = torch.randn(2, 5, whole, dtype=torch.float64)
+    of_members = x_2TD.chunk(MEMBERS, 2)
     found = layer(torch.cat([part for share_2TS in of_members for part in share_2TS], 1))
     expected = [part for member in found.chunk(MEMBERS, 1) for part in member.chunk(3, 1)]
     weight, bias = layer.as_one()
@@ -93,3 +95,21 @@ def test_a_layer_of_members_as_one_ordinary_layer():
 def test_without_members_weights_are_what_they_are():
     gpt, _ = parts("dot", LossSettings(), 1, "gate")
     torch.testing.assert_close(weights_as_one(gpt), dict(gpt.state_dict()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("similarity", "combine"), [("cosine", "add"), ("dot", "gate")])
+def test_on_cuda_loss_and_gradients_are_those_of_the_cpu(similarity, combine):
+    outcomes = []
+    for device in ("cpu", "cuda"):
+        gpt, table = (
+            part.to(device) for part in parts(similarity, LossSettings(kind="full"), MEMBERS, combine)
+        )
+        layout = Layout.from_offsets(torch.tensor([0, 3, 4, 9], device=device))
+        interest = gpt(table(ITEMS.to(device)), layout, USERS.to(device))
+        loss = table.loss_sum(interest, TARGETS.to(device))
+        loss.backward()
+        gradients = [weight.grad for weight in (*gpt.parameters(), *table.parameters())]
+        outcomes.append([tensor.cpu() for tensor in (loss.detach(), *gradients)])
+    torch.testing.assert_close(*outcomes)

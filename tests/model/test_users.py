@@ -27,7 +27,9 @@ def make_gpt(kind="table", rows_RD=None):
     """In float64; without dropout, so that training mode gives the same vectors."""
     torch.manual_seed(0)
     user = UserSettings(kind=kind, buckets=NUM_USERS)
-    gpt = GPT(ModelSettings(width=WIDTH, layers=1, heads=2, max_history=5, dropout=0.0, user=user)).double()
+    gpt = GPT(
+        ModelSettings(width=WIDTH, members=1, layers=1, heads=2, max_history=5, dropout=0.0, user=user)
+    ).double()
     if kind == "table" and rows_RD is not None:
         gpt.user = UserVectors(rows_RD)
     return gpt

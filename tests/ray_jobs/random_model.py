@@ -13,7 +13,7 @@ def save_random_model(folder, dataset, seed=0, recall=RECALL):
     """A run folder with nothing but its export."""
     torch.manual_seed(seed)
     settings = ModelSettings(
-        width=8, layers=1, heads=2, max_history=6, user=UserSettings(kind="hashed", buckets=5)
+        width=8, members=1, layers=1, heads=2, max_history=6, user=UserSettings(kind="hashed", buckets=5)
     )
     gpt = GPT(settings)
     for parameter in gpt.parameters():

@@ -67,7 +67,7 @@ def write_model(
     folder, dataset: str, split=None, quotas=(18, 2), dataset_fingerprint="", keep_seen=False
 ) -> str:
     torch.manual_seed(0)
-    settings = ModelSettings(width=8, max_history=8, user=UserSettings(kind="hashed", buckets=5))
+    settings = ModelSettings(width=8, members=1, max_history=8, user=UserSettings(kind="hashed", buckets=5))
     gpt = GPT(settings)
     for parameter in gpt.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

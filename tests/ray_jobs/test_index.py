@@ -33,7 +33,7 @@ def dataset(write_dataset, tmp_path_factory):
 def export(url, dataset, seed=0):
     """A random model whose item table lies in files of 150 rows, around twenty centres."""
     torch.manual_seed(seed)
-    settings = ModelSettings(width=WIDTH, layers=1, heads=2, max_history=6)
+    settings = ModelSettings(width=WIDTH, members=1, layers=1, heads=2, max_history=6)
     gpt = GPT(settings)
     for parameter in gpt.parameters():
         parameter.data.normal_(std=0.3)

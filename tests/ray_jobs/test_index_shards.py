@@ -25,7 +25,7 @@ SEEN = Exclusions.from_lists(torch.randint(0, NUM_ITEMS + 1, (17, 40)))
 def export(url, table_RD=TABLE):
     """A random model whose item table lies in files of 300 rows."""
     settings = ModelSettings(
-        width=WIDTH, layers=1, heads=2, max_history=6, user=UserSettings(kind="hashed", buckets=5)
+        width=WIDTH, members=1, layers=1, heads=2, max_history=6, user=UserSettings(kind="hashed", buckets=5)
     )
     info = ModelInfo(NUM_ITEMS, "f" * 64, settings, SplitSettings(), RecallSettings())
     save_model(url, info, GPT(settings).state_dict(), table_RD.split(300))

@@ -22,7 +22,7 @@ USERS, DAYS, ITEMS = 24, 6, 10
 CHOSEN = [3, 5, 8]
 WALKS = {user: [f"item-{(user + day) % ITEMS}" for day in range(DAYS)] for user in range(USERS)}
 TINY = """
-model: {width: 8, layers: 1, heads: 1, max_history: 8, user: {kind: none}}
+model: {width: 8, members: 1, layers: 1, heads: 1, max_history: 8, user: {kind: none}}
 data: {tokens_per_batch: 64, lanes: 1}
 pretrain: {max_epochs: 1}
 prompt_tune: {max_epochs: 1}

@@ -53,11 +53,12 @@ def test_all_that_was_asked_for_is_told(monkeypatch, capsys, tmp_path, dataset):
 
 def test_what_cannot_fit_is_refused_with_the_smallest_change(monkeypatch, capsys, tmp_path, dataset):
     device = h100(tmp_path, **SMALL_MACHINE)
-    assert run(monkeypatch, "--dataset", dataset, "--device", device) == 2
+    given = ("--dataset", dataset, "--device", device, "--set", "model.members=1")
+    assert run(monkeypatch, *given) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "and may use 3.8; try --set checkpoint_in_background=false" in error
     change = error.partition("; try --set ")[2].split()
-    assert run(monkeypatch, "--dataset", dataset, "--device", device, "--set", *change) == 0
+    assert run(monkeypatch, *given, *change) == 0
 
 
 def test_this_machine_is_measured_and_kept(monkeypatch, capsys, tmp_path, dataset):

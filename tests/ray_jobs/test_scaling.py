@@ -13,7 +13,7 @@ from recgpt.scaling.parts import PARTS
 TINY = {
     "dataset": {"users": 100, "items": 30, "lengths": [4, 8]},
     "settings": {
-        "model": {"width": 8, "layers": 1},
+        "model": {"width": 8, "members": 1, "layers": 1},
         "item_table.placement": "sharded",
         "loss.kind": "full",
         "data.tokens_per_batch": 64,

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 # `tests/conftest.py` plants credentials in the environment; these come in a URL. A secret may hold a slash.
 SECRET_URL = "s3://PLANTEDACCESSKEY:planted/secret+key=@bucket/folder"
 TINY = """
-model: {width: 8, layers: 1, heads: 1, max_history: 8}
+model: {width: 8, members: 1, layers: 1, heads: 1, max_history: 8}
 data: {tokens_per_batch: 64, lanes: 1}
 pretrain: {max_epochs: 1}
 prompt_tune: {max_epochs: 1}

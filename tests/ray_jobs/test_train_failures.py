@@ -21,7 +21,7 @@ from recgpt.training.trainer import train
 from tests.ray_jobs.lost_node import newest_step
 
 SETTINGS = """
-model: {width: 8, layers: 1, heads: 1, max_history: 8}
+model: {width: 8, members: 1, layers: 1, heads: 1, max_history: 8}
 item_table: {placement: sharded}
 data: {tokens_per_batch: 64}
 pretrain: {max_epochs: 3, patience: 9}

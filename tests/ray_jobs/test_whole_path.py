@@ -24,6 +24,7 @@ SETTINGS = {
     "workers": 2,
     "model": {
         "width": 16,
+        "members": 1,
         "layers": 1,
         "heads": 2,
         "max_history": 8,

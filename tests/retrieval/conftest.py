@@ -40,7 +40,7 @@ def make_model() -> MakeModel:
         gpt = GPT(settings).to(dtype).eval()
         for parameter in gpt.parameters():
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        table_RD = torch.randn(num_items + 1, 8, generator=generator).to(dtype)
+        table_RD = torch.randn(num_items + 1, settings.vector_width, generator=generator).to(dtype)
         return gpt, unit(table_RD, members) if similarity == "cosine" else table_RD
 
     return make

@@ -69,6 +69,17 @@ CONTINUATIONS = [
 ]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("continuation", CONTINUATIONS, ids=lambda c: "-".join(map(str, c.values())))
+def test_on_cuda_lists_are_those_of_the_cpu(make_model, continuation):
+    gpt, table = make_model(num_items=40, similarity="cosine", members=2)
+    recall = RecallSettings(k=6, quotas=(3, 1, 2), batch_users=4, block_items=9, **continuation)
+    expected = recall_of((gpt, table), recall).recommend(*packed(HISTORIES))
+    found = recall_of((gpt.cuda(), table.cuda()), recall).recommend(*packed(HISTORIES))
+    assert_same(found, expected)
+
+
 @pytest.mark.parametrize("continuation", CONTINUATIONS, ids=lambda c: "-".join(map(str, c.values())))
 @pytest.mark.parametrize("quotas", [(4, 2), (1, 1, 1, 1), (3, 1, 2)])
 @pytest.mark.parametrize(("similarity", "members"), [("dot", 1), ("cosine", 1), ("cosine", 2)])

@@ -116,7 +116,9 @@ def test_a_model_that_diverged_is_refused(make_model, tmp_path):
 def model_of_users(tmp_path):
     """Exports a model with a row for each of 3 users; a function, so that the rows can be given."""
     torch.manual_seed(0)
-    settings = ModelSettings(width=8, layers=1, heads=2, max_history=6, user=UserSettings(kind="table"))
+    settings = ModelSettings(
+        width=8, members=1, layers=1, heads=2, max_history=6, user=UserSettings(kind="table")
+    )
     gpt = GPT(settings).eval()
     gpt.known_users = KnownUsers(torch.tensor([-4, 10, 77]))
     table_RD = torch.randn(31, 8)

@@ -48,7 +48,7 @@ def make_gpt(similarity="cosine", kind="none", combine="add", members=1):
     user = UserSettings(kind=kind, combine=combine, buckets=5)
     gpt = GPT(
         ModelSettings(
-            width=WIDTH,
+            width=WIDTH // members,
             layers=2,
             heads=2,
             members=members,

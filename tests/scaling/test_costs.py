@@ -26,7 +26,7 @@ LOAD = StepLoad(users=10, tokens=100, attended_pairs=700, distinct_items=60)
 WORK = Workload(num_items=999, num_users=1000, load=LOAD, steps_per_epoch=100)
 SHARDED = TrainSettings(
     workers=4,
-    model=ModelSettings(width=8, layers=1, heads=1),
+    model=ModelSettings(width=8, members=1, layers=1, heads=1),
     item_table=ItemTableSettings(placement="sharded"),
     loss=LossSettings(kind="full"),
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from recgpt.config import ModelSettings, TrainSettings
 from recgpt.errors import UserError
 from recgpt.model.attention import Layout
 from recgpt.model.export import load_model
@@ -107,7 +108,9 @@ def test_tables_and_json(fitted):
 
 
 EXPERIMENT = law_runs.LawExperiment(
-    sizes=(law_runs.Size(width=16, layers=2), law_runs.Size(width=8, layers=1)), shares=(1.0, 0.25)
+    sizes=(law_runs.Size(width=16, layers=2), law_runs.Size(width=8, layers=1)),
+    shares=(1.0, 0.25),
+    settings=TrainSettings(model=ModelSettings(members=1)),
 )
 
 

@@ -25,7 +25,7 @@ from recgpt.scaling.projection import (
 H100 = load_machine("h100")
 SETTINGS = TrainSettings(
     workers=2,
-    model=ModelSettings(width=128, layers=1, max_history=40),
+    model=ModelSettings(width=128, members=1, layers=1, max_history=40),
     data=DataSettings(tokens_per_batch=8000, lanes=4),
 )
 GPUS, ITEMS = (8, 64, 1024), (10_000_000, 1_000_000_000)

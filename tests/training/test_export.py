@@ -24,7 +24,9 @@ def few_rows_per_file(monkeypatch):
 def save(run, user_kind, dense_tables, tables, similarity="dot"):
     """A checkpoint of 7 items; returns its settings and the GPT's weights."""
     user = UserSettings(kind=user_kind)
-    model = ModelSettings(width=4, layers=1, heads=1, max_history=4, similarity=similarity, user=user)
+    model = ModelSettings(
+        width=4, members=1, layers=1, heads=1, max_history=4, similarity=similarity, user=user
+    )
     gpt = GPT(model).state_dict()
     dense = {f"gpt.{key}": value for key, value in gpt.items()} | dense_tables
     rows = {name: TableRows(len(tensor), 0, {"rows": tensor}) for name, tensor in tables.items()}

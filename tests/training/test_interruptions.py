@@ -24,7 +24,7 @@ from recgpt.training.trainer import Trainer, train
 
 NUM_ITEMS = 30
 SETTINGS = {
-    "model": {"width": 8, "layers": 1, "heads": 2, "max_history": 6, "dropout": 0.3},
+    "model": {"width": 8, "members": 1, "layers": 1, "heads": 2, "max_history": 6, "dropout": 0.3},
     "item_table": {"placement": "sharded"},
     "data": {"tokens_per_batch": 24, "lanes": 4, "shuffle_window_users": 16},
     "pretrain": {"max_epochs": 2, "optimizer": {"learning_rate": 0.01, "warmup_steps": 5}},

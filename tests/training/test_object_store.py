@@ -16,6 +16,7 @@ from recgpt.training.trainer import train
 SETTINGS = {
     "model": {
         "width": 8,
+        "members": 1,
         "layers": 1,
         "heads": 1,
         "max_history": 6,

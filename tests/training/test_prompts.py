@@ -39,7 +39,9 @@ def table_of(kind, num_items, width):
 
 def settings_of(kind="hashed", dropout=0.0):
     user = UserSettings(kind=kind, buckets=5, dropout=dropout)
-    return ModelSettings(width=8, layers=2, heads=2, max_history=MAX_HISTORY, dropout=0.3, user=user)
+    return ModelSettings(
+        width=8, members=1, layers=2, heads=2, max_history=MAX_HISTORY, dropout=0.3, user=user
+    )
 
 
 def model_of(settings, table=None):

@@ -45,7 +45,9 @@ def clock(monkeypatch) -> SimpleNamespace:
 @pytest.fixture
 def recorder(clock, tmp_path) -> Recorder:
     recorder = Recorder(str(tmp_path), lambda line: None, lambda metrics: None)
-    settings = TrainSettings(model=ModelSettings(width=2, heads=1, layers=1), loss=LossSettings(kind="full"))
+    settings = TrainSettings(
+        model=ModelSettings(width=2, members=1, heads=1, layers=1), loss=LossSettings(kind="full")
+    )
     recorder.begin(settings, num_items=10)
     recorder.restart(0)
     recorder.lines = []

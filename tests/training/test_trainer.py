@@ -27,6 +27,7 @@ NUM_ITEMS = 30
 SETTINGS = {
     "model": {
         "width": 8,
+        "members": 1,
         "layers": 2,
         "heads": 2,
         "max_history": 6,

@@ -26,6 +26,7 @@ MAX_HISTORY = 4
 def settings_of(max_users=50_000, seed=0, placement="replicated"):
     model = ModelSettings(
         width=8,
+        members=1,
         layers=1,
         heads=2,
         max_history=MAX_HISTORY,
