@@ -59,7 +59,8 @@ class ModelSettings:
     """Attention heads of each member; must divide `width`."""
     members: Positive = 6
     """Models like this side by side, each with a loss of its own; their mean score counts. They err
-    differently, and together less. Work and memory grow with them: item vectors are as wide as all together."""
+    differently, and together less. Work and memory grow with them: item vectors are as wide as all of them
+    together."""
     max_history: Annotated[int, Field(ge=2)] = 50
     """Longest input, in items per user, generated ones included; older items are cut off."""
     similarity: Literal["cosine", "dot"] = "cosine"

@@ -135,7 +135,7 @@ def test_a_grid_takes_the_same_steps_on_every_share():
         "width-16-layers-2-share-1",
     ]
     few, all_ = grid[0].settings, grid[1].settings
-    assert (few.pretrain.max_epochs, all_.pretrain.max_epochs) == (160, 40)
+    assert (few.pretrain.max_epochs, all_.pretrain.max_epochs) == (4 * 32, 32)
     assert (few.validation.every_epochs, all_.validation.every_epochs) == (4, 1)
     assert (few.model.width, few.stages) == (8, ("pretrain",))
 
