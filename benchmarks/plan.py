@@ -28,6 +28,8 @@ from recgpt.training.engine import read_deepspeed_config, zero_stage
 # Lengths of Beauty's training histories, about.
 LENGTHS = np.array([3, 3, 3, 4, 4, 5, 6, 7, 9, 14, 30])
 SHARDED = "item_table.placement=sharded"
+DRAWN = "loss.negatives=2048"
+ONE = "model.members=1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,18 +45,19 @@ class Case:
 CASES = (
     Case("default settings, Beauty's size", 12_101, 1),
     Case("the same, 2 workers", 12_101, 2),
-    Case("width 64, three layers", 12_101, 1, ("model.members=1", "model.layers=3")),
-    Case("4,096 tokens, 2 workers", 3_000, 2, ("data.tokens_per_batch=4096",)),
-    Case("sharded, full loss, 2 workers", 20_000, 2, (SHARDED, "loss.kind=full")),
-    Case("sharded, drawn items", 1_000_000, 1, (SHARDED, "loss.negatives=2048")),
-    Case("the same, 2 workers", 1_000_000, 2, (SHARDED, "loss.negatives=2048")),
+    Case("one member", 12_101, 1, (ONE,)),
+    Case("one member of width 64, three layers", 12_101, 1, (ONE, "model.width=64", "model.layers=3")),
+    Case("one member, 4,096 tokens, 2 workers", 3_000, 2, (ONE, "data.tokens_per_batch=4096")),
+    Case("one member, sharded, full loss, 2 workers", 20_000, 2, (ONE, SHARDED, "loss.kind=full")),
+    Case("one member, sharded, drawn items", 1_000_000, 1, (ONE, SHARDED, DRAWN)),
+    Case("the same, 2 workers", 1_000_000, 2, (ONE, SHARDED, DRAWN)),
     Case(
-        "4 million items, Adagrad, 2 workers",
+        "one member of width 64, 4 million items, Adagrad, 2 workers",
         4_000_000,
         2,
-        (SHARDED, "loss.negatives=2048", "item_table.optimizer=adagrad", "model.members=1", "model.width=64"),
+        (ONE, SHARDED, DRAWN, "item_table.optimizer=adagrad", "model.width=64"),
     ),
-    Case("ZeRO-3, 2 workers", 12_101, 2, ("deepspeed=zero3",)),
+    Case("one member, ZeRO-3, 2 workers", 12_101, 2, (ONE, "deepspeed=zero3")),
 )
 
 

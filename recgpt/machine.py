@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -129,8 +129,6 @@ def _gpu() -> Finding:
         return Finding(
             "GPU", "note", seen, "attention over packed histories needs an Ampere GPU or a newer one"
         )
-    if util.find_spec("liger_kernel") is None:
-        return Finding("GPU", "note", seen, "pip install 'recgpt[cuda]' for the fused cross-entropy")
     return Finding("GPU", "ok", seen)
 
 

@@ -102,7 +102,8 @@ def test_a_plan_adds_up():
     settings = replace(SHARDED, stages=("pretrain",))
     planned = plan(settings, WORK, 1, H100)
     assert planned.epoch_seconds == {"pretrain": pytest.approx(100 * planned.step.total)}
-    assert planned.run_seconds == pytest.approx(settings.pretrain.max_epochs * planned.epoch_seconds["pretrain"])
+    epochs = settings.pretrain.max_epochs
+    assert planned.run_seconds == pytest.approx(epochs * planned.epoch_seconds["pretrain"])
     assert planned.cost == pytest.approx(H100.price_per_hour * 4 * planned.run_seconds / 3600)
     assert planned.fits
     at_once = plan(replace(settings, checkpoint_in_background=False), WORK, 1, H100)
