@@ -130,8 +130,10 @@ def used_rows(settings: TrainSettings, work: Workload) -> float:
 
 
 def _loss_bytes(settings: TrainSettings, work: Workload) -> float:
-    """Blocks of scores and their softmax; of a replicated table also the gradient before it is scaled."""
-    blocks = 2.0 * KEPT_BYTES
+    """Blocks of scores, which each member keeps, and the softmax of one; of a replicated table also the
+    gradient before it is scaled.
+    """
+    blocks = (1.0 + settings.model.members) * KEPT_BYTES
     if is_sharded(settings.item_table, work.num_items):
         return blocks + 3 * FLOAT * work.load.tokens * settings.model.vector_width
     return blocks + 2 * FLOAT * (work.num_items + 1) * settings.model.vector_width
