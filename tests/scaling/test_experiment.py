@@ -43,7 +43,7 @@ def test_every_combination_is_a_point_and_so_is_what_is_listed():
 
 
 def test_without_grid_and_points_the_settings_are_the_point():
-    (point,) = points(settings={"model": {"width": 16, "members": 1}, "loss.kind": "full"})
+    (point,) = points(settings={"model": {"width": 16}, "loss.kind": "full"})
     assert (point.settings.model.width, point.settings.loss.kind) == (16, "full")
     assert point.settings.stages == ("pretrain",)
     assert point.told == {}

@@ -238,7 +238,7 @@ def test_a_run_goes_on_without_the_older_model(folder, run_ranks, tmp_path):
 @pytest.mark.parametrize(
     ("ours", "message"),
     [
-        ({"width": 16, "members": 1}, "model.width=8, this run has model.width=16; give --set model.width=8"),
+        ({"width": 16}, "model.width=8, this run has model.width=16; give --set model.width=8"),
         ({"layers": 2}, "model.layers=1, this run has model.layers=2; give --set model.layers=1"),
         ({"heads": 4}, "model.heads=2, this run has model.heads=4; give --set model.heads=2"),
         ({"max_history": 9}, "model.max_history=6, this run has model.max_history=9; give --set"),
@@ -250,7 +250,7 @@ def test_a_run_goes_on_without_the_older_model(folder, run_ranks, tmp_path):
             {"user": {"kind": "table"}},
             "user.kind=hashed model.user.buckets=5, this run has model.user.kind=table",
         ),
-        ({"width": 4, "members": 1, "layers": 3}, "give --set model.width=8 model.layers=1$"),
+        ({"width": 4, "layers": 3}, "give --set model.width=8 model.layers=1$"),
     ],
 )
 def test_a_model_of_another_shape_is_refused(folder, ours, message):
